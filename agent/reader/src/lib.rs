@@ -1,0 +1,1 @@
+//! Understands an engine's exposition: parser, engine readers, deltas, histograms. Pure: bytes in, values out.

@@ -1,0 +1,3 @@
+//! The brain.
+pub mod policy;
+pub mod signal;
