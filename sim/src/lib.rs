@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Infersim: a simulated inference fleet, for demonstrations, tests and experiments without accelerators.
+
+pub mod engine;

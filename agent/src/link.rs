@@ -1,0 +1,464 @@
+//! The stream to the decider: hello, replay, live samples, goodbye; and coming back after every failure.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::Uri;
+use infer_proto::v1::{
+    AgentMessage, Boot, DeciderMessage, Goodbye, Hello, PodIdentity, agent_message, decider_message,
+    telemetry_client::TelemetryClient,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tonic::{Code, Status, Streaming, transport::Endpoint};
+
+use crate::{
+    Error, Options, VERSION,
+    backoff::Backoff,
+    clock::Clock,
+    shared::{Shared, stopped},
+};
+
+/// Packets to a deleted Pod's address vanish without an answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// From hello to welcome.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+/// Together at most 15 s until a silent decider is noticed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Messages between the buffer and the transport. Enough to keep the transport busy in a replay; everything more waits
+/// in the replay buffer, which is bounded by itself and can drop what grows too old.
+const OUTGOING_MESSAGES: usize = 8;
+/// Failed attempts in a row at a place the agent was redirected to before it asks at the configured one again.
+const REDIRECT_ATTEMPTS: u32 = 3;
+/// More redirects than this without one acknowledgement: two deciders point at each other.
+const REDIRECTS_IN_A_ROW: u32 = 4;
+/// After everything is acknowledged, how long the decider gets to close the stream by itself.
+const CLOSE_GRACE: Duration = Duration::from_millis(250);
+/// While stopping there is no time for long pauses.
+const STOPPING_PAUSE: Duration = Duration::from_millis(200);
+
+/// Keeps a stream to the decider for as long as the agent lives.
+pub(crate) struct Link<'a> {
+    shared: &'a Shared,
+    stop: watch::Receiver<bool>,
+    configured: String,
+    redirected: Option<String>,
+    redirect_failures: u32,
+    /// Without an acknowledgement between them.
+    redirects_in_a_row: u32,
+    pod: PodIdentity,
+    boot: Boot,
+    drain: Duration,
+    backoff: Backoff,
+    connections: u64,
+    lost_said: u64,
+    /// What the log was last told to be wrong.
+    problem: Option<String>,
+}
+
+/// How one connection ended.
+enum End {
+    /// All was sent, goodbye said, everything acknowledged.
+    Drained,
+    /// Connection or stream failed; try again.
+    Lost(String),
+    /// The decider does not want this agent; trying again soon will not help.
+    Refused(String),
+    Redirected {
+        endpoint: String,
+        reason: String,
+    },
+}
+
+impl<'a> Link<'a> {
+    pub(crate) fn new(options: &Options, boot: Boot, shared: &'a Shared, stop: watch::Receiver<bool>) -> Self {
+        Self {
+            shared,
+            stop,
+            configured: options.decider.clone(),
+            redirected: None,
+            redirect_failures: 0,
+            redirects_in_a_row: 0,
+            pod: options.pod.clone(),
+            boot,
+            drain: Duration::from_millis(u64::from(options.drain_ms)),
+            backoff: Backoff::default(),
+            connections: 0,
+            lost_said: 0,
+            problem: None,
+        }
+    }
+
+    /// Times a decider answered `Welcome`.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections
+    }
+
+    /// Connects again and again until the agent stops. Returns whether everything was delivered in time.
+    pub(crate) async fn run(&mut self) -> bool {
+        let mut stop = self.stop.clone();
+        let drain = self.drain;
+        let deadline = async move {
+            stopped(&mut stop).await;
+            sleep(drain).await;
+        };
+        let drained = tokio::select! {
+            drained = self.connect_again_and_again() => drained,
+            () = deadline => false,
+        };
+        let state = self.shared.state();
+        let (newest, acked) = (state.replay.newest(), state.replay.acked());
+        if acked < newest {
+            tracing::warn!(
+                unacknowledged = newest - acked,
+                "stopped before the decider had everything"
+            );
+        }
+        drained
+    }
+
+    async fn connect_again_and_again(&mut self) -> bool {
+        loop {
+            let endpoint = self.redirected.clone().unwrap_or_else(|| self.configured.clone());
+            let pause = match self.connect(&endpoint).await {
+                End::Drained => return true,
+                End::Lost(reason) => {
+                    self.say(&endpoint, "decider not reached", reason);
+                    self.forget_redirect_after_failures();
+                    self.backoff.next()
+                }
+                End::Refused(reason) => {
+                    self.say(&endpoint, "the decider refused this agent", reason);
+                    self.forget_redirect_after_failures();
+                    self.backoff.longest()
+                }
+                End::Redirected { endpoint: to, reason } => {
+                    tracing::info!(from = %endpoint, %to, %reason, "redirected to another decider");
+                    self.redirected = Some(to);
+                    self.redirect_failures = 0;
+                    self.redirects_in_a_row += 1;
+                    if self.redirects_in_a_row > REDIRECTS_IN_A_ROW {
+                        self.backoff.longest()
+                    } else {
+                        self.backoff.next()
+                    }
+                }
+            };
+            if *self.stop.borrow() {
+                sleep(pause.min(STOPPING_PAUSE)).await;
+            } else {
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = stopped(&mut self.stop) => {}
+                }
+            }
+        }
+    }
+
+    fn forget_redirect_after_failures(&mut self) {
+        if self.redirected.is_some() {
+            self.redirect_failures += 1;
+            if self.redirect_failures >= REDIRECT_ATTEMPTS {
+                tracing::info!(endpoint = %self.configured, "back to the configured decider");
+                self.redirected = None;
+            }
+        }
+    }
+
+    /// Once per change, not once per attempt.
+    fn say(&mut self, endpoint: &str, what: &str, reason: String) {
+        let problem = format!("{endpoint} {what}: {reason}");
+        if self.problem.as_ref() != Some(&problem) {
+            tracing::warn!(%endpoint, %reason, "{what}");
+            self.problem = Some(problem);
+        }
+    }
+
+    /// One connection, from hello to its end.
+    async fn connect(&mut self, endpoint: &str) -> End {
+        let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
+        let mut incoming = match self.open(endpoint, &outgoing, messages).await {
+            Ok(incoming) => incoming,
+            Err(end) => return end,
+        };
+        let welcome = match timeout(WELCOME_TIMEOUT, incoming.message()).await {
+            Err(_) => return End::Lost(format!("no Welcome within {} s", WELCOME_TIMEOUT.as_secs())),
+            Ok(Err(status)) => return from_status(&status),
+            Ok(Ok(Some(DeciderMessage {
+                body: Some(decider_message::Body::Welcome(welcome)),
+            }))) => welcome,
+            Ok(Ok(Some(DeciderMessage {
+                body: Some(decider_message::Body::Redirect(redirect)),
+            }))) => {
+                return from_redirect(redirect.endpoint, redirect.reason);
+            }
+            Ok(Ok(Some(_))) => return End::Lost("the first message was not a Welcome".into()),
+            Ok(Ok(None)) => return End::Lost("the stream ended before a Welcome".into()),
+        };
+        if let Some(wanted) = &welcome.wanted {
+            self.shared.apply(wanted);
+        }
+        let (cursor, held, lost) = {
+            let replay = &mut self.shared.state().replay;
+            replay.resume(welcome.resume_after);
+            (replay.acked(), replay.len(), replay.lost())
+        };
+        self.connections += 1;
+        self.redirect_failures = 0;
+        self.problem = None;
+        self.backoff.reset();
+        tracing::info!(%endpoint, decider = %welcome.decider_id, resume_after = welcome.resume_after, held, "connected");
+        if lost > self.lost_said {
+            tracing::warn!(
+                lost = lost - self.lost_said,
+                "samples had to make room before the decider had them"
+            );
+            self.lost_said = lost;
+        }
+        self.report(cursor, outgoing, incoming).await
+    }
+
+    /// Connects and says hello.
+    async fn open(
+        &self,
+        endpoint: &str,
+        outgoing: &mpsc::Sender<agent_message::Body>,
+        messages: mpsc::Receiver<agent_message::Body>,
+    ) -> Result<Streaming<DeciderMessage>, End> {
+        let transport = Endpoint::from_shared(endpoint.to_owned())
+            .map_err(|error| End::Lost(chain(&error)))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            // One stream lives on it.
+            .buffer_size(4);
+        let channel = match timeout(CONNECT_TIMEOUT, transport.connect()).await {
+            Ok(connected) => connected.map_err(|error| End::Lost(chain(&error)))?,
+            Err(_) => {
+                return Err(End::Lost(format!(
+                    "no connection within {} s",
+                    CONNECT_TIMEOUT.as_secs()
+                )));
+            }
+        };
+        let hello = {
+            let state = self.shared.state();
+            Hello {
+                agent_version: VERSION.into(),
+                pod: Some(self.pod.clone()),
+                boot: Some(self.boot.clone()),
+                engine: state.engine.clone(),
+                oldest_sequence: state.replay.oldest(),
+                newest_sequence: state.replay.newest(),
+            }
+        };
+        // The channel is fresh and has room.
+        let _ = outgoing.try_send(agent_message::Body::Hello(hello));
+        let stream = Outgoing {
+            messages,
+            clock: self.shared.clock,
+        };
+        let mut client = TelemetryClient::new(channel);
+        match timeout(WELCOME_TIMEOUT, client.report(stream)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(from_status(&status)),
+            Err(_) => Err(End::Lost(format!(
+                "no answer to Hello within {} s",
+                WELCOME_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    /// Sends everything above `cursor`, then new samples as they come, and at the end goodbye.
+    async fn report(
+        &mut self,
+        mut cursor: u64,
+        outgoing: mpsc::Sender<agent_message::Body>,
+        mut incoming: Streaming<DeciderMessage>,
+    ) -> End {
+        // Dropped once goodbye is said, or when the transport has gone; then `incoming` tells why.
+        let mut outgoing = Some(outgoing);
+        let mut said_all = false;
+        let mut goodbye: Option<u64> = None;
+        let mut close_by: Option<Instant> = None;
+        loop {
+            if said_all {
+                outgoing = None;
+            }
+            let (ready, leave, acked) = {
+                let state = self.shared.state();
+                let ready = state.replay.has_after(cursor);
+                (ready, state.finished && !ready, state.replay.acked())
+            };
+            if goodbye.is_some_and(|newest| acked >= newest) && close_by.is_none() {
+                close_by = Some(Instant::now() + CLOSE_GRACE);
+            }
+            let has_message = outgoing.is_some() && (ready || leave);
+            tokio::select! {
+                biased;
+                message = incoming.message() => {
+                    if let Some(end) = self.receive(message, goodbye) {
+                        return end;
+                    }
+                }
+                permit = reserve(outgoing.as_ref()), if has_message => {
+                    let Some(permit) = permit else {
+                        said_all = true;
+                        continue;
+                    };
+                    let next = self.shared.state().replay.next_after(cursor);
+                    if let Some((sequence, sample)) = next {
+                        permit.send(agent_message::Body::Sample(sample));
+                        cursor = sequence;
+                    } else if leave {
+                        let newest_sequence = self.shared.state().replay.newest();
+                        let reason = "the agent was asked to stop".into();
+                        permit.send(agent_message::Body::Goodbye(Goodbye { reason, newest_sequence }));
+                        goodbye = Some(newest_sequence);
+                        said_all = true;
+                    }
+                }
+                () = self.shared.news.notified(), if !has_message => {}
+                () = sleep_until(close_by.unwrap_or_else(Instant::now)), if close_by.is_some() => return End::Drained,
+            }
+        }
+    }
+
+    /// What the decider said, or how the stream ended; `Some` when this connection is over.
+    fn receive(&mut self, message: Result<Option<DeciderMessage>, Status>, goodbye: Option<u64>) -> Option<End> {
+        let body = match message {
+            Ok(Some(message)) => message.body,
+            Ok(None) | Err(_) if goodbye.is_some_and(|newest| self.shared.state().replay.acked() >= newest) => {
+                return Some(End::Drained);
+            }
+            Ok(None) => return Some(End::Lost("the decider ended the stream".into())),
+            Err(status) => return Some(from_status(&status)),
+        };
+        match body {
+            Some(decider_message::Body::Ack(ack)) => {
+                self.redirects_in_a_row = 0;
+                self.shared.state().replay.ack(ack.sequence);
+            }
+            Some(decider_message::Body::Wanted(wanted)) => self.shared.apply(&wanted),
+            Some(decider_message::Body::Redirect(redirect)) => {
+                return Some(from_redirect(redirect.endpoint, redirect.reason));
+            }
+            // A later version's message, or a second Welcome: nothing in it concerns this stream.
+            Some(decider_message::Body::Welcome(_)) | None => {}
+        }
+        None
+    }
+}
+
+async fn reserve(
+    outgoing: Option<&mpsc::Sender<agent_message::Body>>,
+) -> Option<mpsc::Permit<'_, agent_message::Body>> {
+    outgoing?.reserve().await.ok()
+}
+
+fn from_status(status: &Status) -> End {
+    let reason = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        Code::InvalidArgument
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::FailedPrecondition
+        | Code::AlreadyExists
+        | Code::Unimplemented => End::Refused(reason),
+        _ => End::Lost(reason),
+    }
+}
+
+fn from_redirect(endpoint: String, reason: String) -> End {
+    match check_endpoint(&endpoint) {
+        Ok(()) => End::Redirected { endpoint, reason },
+        Err(error) => End::Lost(format!("redirected to nowhere: {error}")),
+    }
+}
+
+/// Whether this can be a decider's address.
+///
+/// # Errors
+/// [`Error::DeciderUrl`] saying what is wrong with it.
+pub(crate) fn check_endpoint(url: &str) -> Result<(), Error> {
+    let bad = |reason: &str| {
+        Err(Error::DeciderUrl {
+            url: url.into(),
+            reason: reason.into(),
+        })
+    };
+    match url.parse::<Uri>() {
+        Err(error) => bad(&error.to_string()),
+        Ok(uri) => match uri.scheme_str() {
+            Some("http") if !matches!(uri.path(), "" | "/") || uri.query().is_some() => bad("it has a path"),
+            Some("http") => Ok(()),
+            Some("https") => bad("TLS is not supported"),
+            _ => bad("it does not start with http://"),
+        },
+    }
+}
+
+/// A message and everything under it: of tonic's transport errors only the deepest says what happened.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = error.to_string();
+        // Wrappers like to repeat what they wrap.
+        if !text.ends_with(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Stamps each message at the moment when the transport takes it: what waited in a queue must not look like a slow
+/// clock to the decider.
+struct Outgoing {
+    messages: mpsc::Receiver<agent_message::Body>,
+    clock: Clock,
+}
+
+impl tokio_stream::Stream for Outgoing {
+    type Item = AgentMessage;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AgentMessage>> {
+        let clock = self.clock;
+        self.messages.poll_recv(cx).map(|body| {
+            body.map(|body| AgentMessage {
+                sent_ms: clock.now_ms(),
+                body: Some(body),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_checked() {
+        for url in ["http://127.0.0.1:9400", "http://decider.infer.svc:9400/"] {
+            assert!(check_endpoint(url).is_ok(), "{url}");
+        }
+        for (url, part) in [
+            ("https://decider:9400", "TLS is not supported"),
+            ("decider:9400", "does not start with http://"),
+            ("http://decider:9400/x", "has a path"),
+            ("", "empty"),
+        ] {
+            let error = check_endpoint(url).expect_err(url).to_string();
+            assert!(error.contains(part), "{error:?} does not say {part:?}");
+        }
+    }
+}

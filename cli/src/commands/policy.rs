@@ -1,0 +1,163 @@
+//! `policy check`: documents, without a decider.
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use infer_api::{Documents, Errors, parse_sources};
+use serde::Serialize;
+
+use crate::args::{Format, PolicyCommand};
+use crate::failure::Failure;
+use crate::output::Printer;
+use crate::render;
+
+/// A file longer than this is no policy document.
+const LARGEST_FILE: u64 = 16 * 1024 * 1024;
+
+/// What `policy check` answers.
+#[derive(Debug, Serialize)]
+pub(crate) struct CheckView {
+    pub(crate) valid: bool,
+    pub(crate) policies: Vec<String>,
+    pub(crate) bindings: Vec<String>,
+    pub(crate) fleets: Vec<String>,
+    pub(crate) targets: Vec<CheckedTarget>,
+    pub(crate) mistakes: Vec<MistakeView>,
+}
+
+/// A target, and who scales it how far.
+#[derive(Debug, Serialize)]
+pub(crate) struct CheckedTarget {
+    pub(crate) name: String,
+    pub(crate) binding: String,
+    pub(crate) policy: String,
+    pub(crate) mode: String,
+    pub(crate) min: u32,
+    pub(crate) max: u32,
+}
+
+/// A mistake in a document.
+#[derive(Debug, Serialize)]
+pub(crate) struct MistakeView {
+    pub(crate) file: String,
+    pub(crate) line: u32,
+    pub(crate) column: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) document: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) field: String,
+    pub(crate) problem: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) allowed: Option<String>,
+}
+
+pub(crate) fn run(command: &PolicyCommand, printer: &Printer) -> Result<(), Failure> {
+    let PolicyCommand::Check { files } = command;
+    let mut texts = Vec::with_capacity(files.len());
+    for file in files {
+        let name = if file.as_os_str() == "-" {
+            "<stdin>".to_owned()
+        } else {
+            file.display().to_string()
+        };
+        let text = read(file).map_err(|error| Failure::Usage(format!("cannot read {name}: {error}")))?;
+        texts.push((name, text));
+    }
+    match parse_sources(texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))) {
+        Ok(documents) if documents.is_empty() => {
+            let names: Vec<&str> = texts.iter().map(|(name, _)| name.as_str()).collect();
+            let kinds = infer_api::KINDS.join(", ");
+            Err(Failure::Usage(format!(
+                "there is no document in {}; expected: {kinds}",
+                names.join(", ")
+            )))
+        }
+        Ok(documents) => {
+            let view = right(&documents);
+            printer.answer(&view, || render::check(&view))
+        }
+        Err(errors) => {
+            if printer.format() == Format::Table {
+                let _ = writeln!(anstream::stderr(), "{errors}");
+            } else {
+                printer.answer(&wrong(&errors), String::new)?;
+            }
+            Err(Failure::Told)
+        }
+    }
+}
+
+fn read(file: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    if file.as_os_str() == "-" {
+        std::io::stdin().lock().take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    } else {
+        std::fs::File::open(file)?
+            .take(LARGEST_FILE + 1)
+            .read_to_end(&mut bytes)?;
+    }
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(std::io::Error::other(format!("longer than {} MiB", LARGEST_FILE >> 20)));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        std::io::Error::other(format!("not UTF-8 text, first in line {}", line + 1))
+    })
+}
+
+fn right(documents: &Documents) -> CheckView {
+    CheckView {
+        valid: true,
+        policies: documents
+            .policies
+            .iter()
+            .map(|policy| policy.metadata.name.clone())
+            .collect(),
+        bindings: documents
+            .bindings
+            .iter()
+            .map(|binding| binding.metadata.name.clone())
+            .collect(),
+        fleets: documents
+            .fleets
+            .iter()
+            .map(|fleet| fleet.metadata.name.clone())
+            .collect(),
+        targets: documents
+            .targets()
+            .into_iter()
+            .map(|target| CheckedTarget {
+                name: target.name.to_owned(),
+                binding: target.binding.metadata.name.clone(),
+                policy: target.policy_name.to_owned(),
+                mode: format!("{:?}", target.mode).to_lowercase(),
+                min: target.bounds.min,
+                max: target.bounds.max,
+            })
+            .collect(),
+        mistakes: Vec::new(),
+    }
+}
+
+fn wrong(errors: &Errors) -> CheckView {
+    let mistakes = errors.mistakes().iter().cloned().map(|mistake| MistakeView {
+        file: mistake.file,
+        line: mistake.line,
+        column: mistake.column,
+        document: mistake.document,
+        field: mistake.field,
+        problem: mistake.problem,
+        allowed: mistake.allowed,
+    });
+    CheckView {
+        valid: false,
+        policies: Vec::new(),
+        bindings: Vec::new(),
+        fleets: Vec::new(),
+        targets: Vec::new(),
+        mistakes: mistakes.collect(),
+    }
+}

@@ -1,0 +1,7 @@
+//! `inferctl`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    inferctl::main()
+}

@@ -1,0 +1,53 @@
+//! Runs the real binary against a decider of canned answers.
+
+mod commands;
+mod policy;
+mod reference;
+mod server;
+
+use std::process::{Command, Output, Stdio};
+
+/// What a run left behind.
+struct Run {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    fn of(output: Output) -> Self {
+        Run {
+            code: output.status.code().expect("not killed"),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// The output of a run in which all went well.
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "{}", self.stdout);
+        self.stdout
+    }
+
+    /// The messages of a run that ended with `code` and printed no data.
+    #[track_caller]
+    fn failed(self, code: i32) -> String {
+        assert_eq!((self.code, self.stdout.as_str()), (code, ""), "{}", self.stderr);
+        self.stderr
+    }
+}
+
+/// `inferctl` with arguments separated by blanks, in an environment that says nothing.
+fn inferctl(args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_inferctl"));
+    command
+        .args(args.split_whitespace())
+        .env_remove("INFERCTL_SERVER")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(args: &str) -> Run {
+    Run::of(inferctl(args).output().expect("inferctl runs"))
+}

@@ -1,0 +1,6 @@
+//! Tests of the documents as an operator meets them: text in, documents or messages out.
+
+mod bad;
+mod good;
+mod roundtrip;
+mod schemas;

@@ -1,0 +1,65 @@
+//! The largest value of a sliding window, in amortised constant time (knative/serving `pkg/autoscaler/max`).
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::TimeMs;
+
+/// The largest of the values recorded at the last `size` indexes.
+///
+/// A monotonic queue: values decrease from front to back, so the front is the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MaxWindow {
+    size: i64,
+    queue: VecDeque<(i64, u32)>,
+}
+
+impl MaxWindow {
+    /// An empty window over `size` indexes; at least 1.
+    pub fn new(size: i64) -> Self {
+        MaxWindow { size: size.max(1), queue: VecDeque::new() }
+    }
+
+    /// Records `value` at `index`, which does not decrease from call to call.
+    pub fn record(&mut self, index: i64, value: u32) {
+        while self.queue.front().is_some_and(|(front, _)| *front <= index - self.size) {
+            self.queue.pop_front();
+        }
+        while self.queue.back().is_some_and(|(_, back)| *back <= value) {
+            self.queue.pop_back();
+        }
+        self.queue.push_back((index, value));
+    }
+
+    /// The largest value in the window of the last record; 0 before the first.
+    pub fn current(&self) -> u32 {
+        self.queue.front().map_or(0, |(_, value)| *value)
+    }
+}
+
+/// [`MaxWindow`] over time in steps of `granularity`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MaxTimeWindow {
+    granularity_ms: i64,
+    window: MaxWindow,
+}
+
+impl MaxTimeWindow {
+    /// The largest value of the last `window_s` seconds, to a granularity of `granularity_ms`.
+    pub fn new(window_s: f64, granularity_ms: i64) -> Self {
+        let granularity_ms = granularity_ms.max(1);
+        let steps = (window_s * 1000.0 / granularity_ms as f64).ceil() as i64;
+        MaxTimeWindow { granularity_ms, window: MaxWindow::new(steps) }
+    }
+
+    /// Records `value` at `now`.
+    pub fn record(&mut self, now: TimeMs, value: u32) {
+        self.window.record(now.0.div_euclid(self.granularity_ms), value);
+    }
+
+    /// The largest value in the window of the last record; 0 before the first.
+    pub fn current(&self) -> u32 {
+        self.window.current()
+    }
+}

@@ -1,0 +1,109 @@
+//! Rings of one-second buckets for what adds up: counters and histograms. Both take late and out-of-order values as
+//! long as the ring reaches back to them.
+
+use crate::{histogram::BoundedHistogram, signal::Signal, time::TimeMs};
+
+/// Seconds as an index; one bucket each.
+fn second_of(at: TimeMs) -> i64 {
+    at.0.div_euclid(1000)
+}
+
+/// A ring position that is valid for one second only.
+#[derive(Debug, Clone)]
+struct Slot<T> {
+    second: i64,
+    value: T,
+}
+
+#[derive(Debug, Clone)]
+struct Ring<T> {
+    slots: Vec<Slot<T>>,
+    newest: Option<i64>,
+}
+
+impl<T: Default + Clone> Ring<T> {
+    fn new(horizon_s: usize) -> Self {
+        let empty = Slot { second: i64::MIN, value: T::default() };
+        Ring { slots: vec![empty; horizon_s.max(1)], newest: None }
+    }
+
+    /// The bucket of `at`, emptied if it held another second; `None` when the ring no longer reaches back to it.
+    fn slot(&mut self, at: TimeMs) -> Option<&mut T> {
+        let second = second_of(at);
+        let len = self.slots.len() as i64;
+        if self.newest.is_some_and(|newest| second <= newest - len) {
+            return None;
+        }
+        self.newest = Some(self.newest.map_or(second, |newest| newest.max(second)));
+        let slot = &mut self.slots[second.rem_euclid(len) as usize];
+        if slot.second != second {
+            *slot = Slot { second, value: T::default() };
+        }
+        Some(&mut slot.value)
+    }
+
+    /// Buckets with data of the `window_s` seconds up to and including the one of `last`.
+    fn over(&self, last: TimeMs, window_s: usize) -> impl Iterator<Item = &T> {
+        let len = self.slots.len() as i64;
+        let last = second_of(last);
+        let first = last - (window_s as i64).min(len) + 1;
+        (first..=last).filter_map(move |second| {
+            let slot = &self.slots[second.rem_euclid(len) as usize];
+            (slot.second == second).then_some(&slot.value)
+        })
+    }
+}
+
+/// Counts per second.
+#[derive(Debug, Clone)]
+pub struct CounterRing(Ring<u64>);
+
+impl CounterRing {
+    /// A ring that reaches back `horizon_s` seconds.
+    pub fn new(horizon_s: usize) -> Self {
+        CounterRing(Ring::new(horizon_s))
+    }
+
+    /// Adds `count` to the second of `at`; `false` when that is too long ago.
+    pub fn record(&mut self, at: TimeMs, count: u64) -> bool {
+        self.0.slot(at).map(|slot| *slot += count).is_some()
+    }
+
+    /// Sum over the `window_s` seconds up to and including the one of `last`.
+    pub fn sum(&self, last: TimeMs, window_s: usize) -> u64 {
+        self.0.over(last, window_s).sum()
+    }
+}
+
+/// Histograms per second, one per signal.
+#[derive(Debug, Clone)]
+pub struct HistogramRing(Ring<[Option<Box<BoundedHistogram>>; Signal::ALL.len()]>);
+
+impl HistogramRing {
+    /// A ring that reaches back `horizon_s` seconds.
+    pub fn new(horizon_s: usize) -> Self {
+        HistogramRing(Ring::new(horizon_s))
+    }
+
+    /// Adds the observations to the second of `at`; `false` when that is too long ago.
+    pub fn record(&mut self, at: TimeMs, signal: Signal, observations: &BoundedHistogram) -> bool {
+        match self.0.slot(at) {
+            Some(slot) => {
+                slot[signal.index()].get_or_insert_default().merge(observations);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Everything observed in the `window_s` seconds up to and including the one of `last`.
+    pub fn merged(&self, last: TimeMs, window_s: usize, signal: Signal) -> BoundedHistogram {
+        let mut all = BoundedHistogram::default();
+        for second in self.0.over(last, window_s) {
+            if let Some(observations) = &second[signal.index()] {
+                all.merge(observations);
+            }
+        }
+        all
+    }
+}
