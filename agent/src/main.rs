@@ -18,7 +18,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  stopped as asked (SIGTERM, SIGINT), or inspected
   1  failed at work
-  2  a mistake in flags, environment or files";
+  2  a mistake in flags, environment or mapping; a file that cannot be opened";
 
 /// Reads an inference engine's metrics and streams them to the decider.
 #[derive(Debug, Parser)]

@@ -33,6 +33,8 @@ const GAUGE_MAX: f64 = 1e9;
 /// Bounds on text an agent may send, in bytes: Kubernetes names have at most 253.
 const NAME_MAX: usize = 256;
 const DETAIL_MAX: usize = 1024;
+/// A sample older than this when it comes says nothing about now, s.
+const NEWS_S: f64 = 3.0;
 
 /// The service.
 pub struct Ingest {
@@ -232,7 +234,9 @@ impl AgentStream {
                     note.engine = engine;
                 }
                 let problem = if gauges.is_some() { String::new() } else { scrape_problem(&scrape) };
-                if note.problem != problem {
+                // What is replayed is history, not news.
+                let news = now.since_s(sample.end) < NEWS_S;
+                if news && note.problem != problem {
                     if problem.is_empty() {
                         tracing::info!(pod = speaker.pod, "engine can be read again");
                     } else {

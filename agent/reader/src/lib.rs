@@ -4,7 +4,7 @@
 //! * [`engine`] knows what vLLM and SGLang call things, [`mapping`] reads the same knowledge for other engines from YAML;
 //! * [`delta`] keeps the last reading and says what happened since;
 //! * [`histogram`] turns bucket counts into honest pairs of HdrHistograms and quantile bounds;
-//! * [`inspect`] does all of that for two captured bodies, for people.
+//! * [`mod@inspect`] does all of that for two captured bodies, for people.
 //!
 //! The agent does the I/O: it hands whole bodies to [`Reader::advance`].
 

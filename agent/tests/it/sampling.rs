@@ -172,23 +172,30 @@ fn a_busy_engine_has_samples_below_a_kilobyte() {
         let mut reader = Reader::new(ReaderOptions::default());
         reader.advance(&before).expect("a capture");
         // A whole run in one interval: more buckets are hit than in any single second.
-        let advance = reader.advance(&after).expect("a capture");
-        let sample = Sample {
-            sequence: 1_000_000,
-            end_ms: 1_000_000_000,
-            interval_ms: 1_000,
-            scrape: Some(infer_proto::v1::Scrape {
-                outcome: 1,
-                duration_ms: 20,
-                ..Default::default()
-            }),
-            gauges: Some(advance.gauges),
-            counters: Some(advance.counters),
-            histograms: advance.histograms,
-            ..Sample::default()
-        };
-        let bytes = sample.encoded_len();
-        eprintln!("{engine}: {bytes} bytes, {} histograms", sample.histograms.len());
-        assert!(bytes < 1_000, "{engine}: {bytes} bytes");
+        let busy = encoded_len(reader.advance(&after).expect("a capture"));
+        let idle = encoded_len(reader.advance(&after).expect("a capture"));
+        assert!(
+            busy < 1_000 && idle < 100,
+            "{engine}: {busy} bytes busy, {idle} bytes idle"
+        );
+        eprintln!("{engine}: {busy} bytes busy, {idle} bytes idle");
     }
+}
+
+fn encoded_len(advance: infer_reader::Advance) -> usize {
+    let sample = Sample {
+        sequence: 1_000_000,
+        end_ms: 1_000_000_000,
+        interval_ms: 1_000,
+        scrape: Some(infer_proto::v1::Scrape {
+            outcome: 1,
+            duration_ms: 20,
+            ..Default::default()
+        }),
+        gauges: Some(advance.gauges),
+        counters: Some(advance.counters),
+        histograms: advance.histograms,
+        ..Sample::default()
+    };
+    sample.encoded_len()
 }

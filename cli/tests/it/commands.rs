@@ -1,7 +1,8 @@
 //! Every command that asks a decider.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -330,6 +331,58 @@ fn watch_prints_lines_where_there_is_no_terminal() {
     let json = ask("watch chat --output json").ok();
     assert_eq!(json.lines().count(), 2, "{json}");
     assert!(ask("watch nowhere").failed(1).contains("known: chat"));
+}
+
+/// `script` gives it a terminal.
+#[test]
+fn watch_draws_on_a_terminal_and_leaves_it_as_it_was() {
+    let server = Server::start(&["chat"]);
+    let command = format!(
+        "{} watch live --server {}",
+        env!("CARGO_BIN_EXE_inferctl"),
+        server.address
+    );
+    let script = Command::new("script")
+        .args(["-qfec", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut script) = script else {
+        eprintln!("skipped: script not found");
+        return;
+    };
+    let mut keyboard = script.stdin.take().expect("a pipe");
+    let mut screen = script.stdout.take().expect("a pipe");
+    let mut seen = String::new();
+    let mut buffer = [0; 4096];
+    let mut interrupted = false;
+    loop {
+        let length = screen.read(&mut buffer).expect("it draws");
+        if length == 0 {
+            break;
+        }
+        seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        // A whole frame ends with clearing the rest of the screen.
+        if seen.contains("live-1") && seen.ends_with("\x1b[J") && !interrupted {
+            keyboard.write_all(b"\x03").expect("it listens");
+            interrupted = true;
+        }
+    }
+    assert!(script.wait().expect("it ends").success(), "{seen}");
+    assert!(
+        seen.contains("\x1b[?1049h") && seen.contains("\x1b[?25l") && seen.contains("\x1b[H"),
+        "{seen}"
+    );
+    assert!(
+        seen.contains("1 target") && seen.contains("live: 3 of 5 replicas ready"),
+        "{seen}"
+    );
+    assert!(
+        !seen.contains("connection\x1b[31m"),
+        "text from an engine moves nothing: {seen}"
+    );
+    assert!(seen.trim_end().ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"), "{seen:?}");
 }
 
 #[test]

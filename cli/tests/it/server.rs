@@ -300,9 +300,13 @@ impl Decisions for Canned {
 
     type WatchTargetsStream = Answers<Target>;
 
-    /// Every target, then one of them changed, then the end.
+    /// Every target, then one of them changed, then the end; for "live" no end.
     async fn watch_targets(&self, request: Request<WatchTargetsRequest>) -> Answer<Self::WatchTargetsStream> {
         let name = request.into_inner().target;
+        if name == "live" {
+            let endless = tokio_stream::iter([Ok(target("live"))]).chain(tokio_stream::pending());
+            return Ok(Response::new(Box::pin(endless)));
+        }
         let mut targets = match name.as_str() {
             "" => self.targets.clone(),
             name => vec![self.find(name)?],

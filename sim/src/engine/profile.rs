@@ -1,7 +1,7 @@
 //! Iteration-time profiles: how long one engine step takes for a given batch.
 //!
-//! `T_ms = a * (gemm(prefill + decode tokens) + decode attention + prefill attention) + b_ms`, where the inner sum comes
-//! from operator measurements of one accelerator, model and tensor-parallel degree, and `a`, `b_ms` calibrate that sum
+//! `T_ms = a * (gemm(prefill + decode tokens) + decode attention + prefill attention) + b_ms + b_seq_ms * decodes`, where the inner sum comes
+//! from operator measurements of one accelerator, model and tensor-parallel degree, and `a`, `b_ms`, `b_seq_ms` calibrate that sum
 //! against whole-engine measurements. The shipped set is `sim/profiles/profiles.json`; each entry names its source.
 
 use std::path::Path;
@@ -76,18 +76,21 @@ pub struct PrefillAttention {
     pub a_tokctx_ms: f64,
 }
 
-/// The line that turns operator time into engine time: `a * T + b_ms`.
+/// What turns operator time into engine time: `a * T + b_ms + b_seq_ms * decoding sequences`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Calibration {
     /// Factor.
     pub a: f64,
     /// Constant overhead per iteration, ms.
     pub b_ms: f64,
+    /// Overhead per decoding sequence (the host's work for each token), ms.
+    #[serde(default)]
+    pub b_seq_ms: f64,
 }
 
 impl Default for Calibration {
     fn default() -> Self {
-        Self { a: 1.0, b_ms: 0.0 }
+        Self { a: 1.0, b_ms: 0.0, b_seq_ms: 0.0 }
     }
 }
 
@@ -322,7 +325,8 @@ impl Profile {
             operators_ms +=
                 p.a0_ms + p.a_tok_ms * f64::from(batch.prefill_tokens) + p.a_tokctx_ms * batch.prefill_context_product;
         }
-        self.calibration.a * operators_ms + self.calibration.b_ms
+        let c = self.calibration;
+        c.a * operators_ms + c.b_ms + c.b_seq_ms * f64::from(batch.decode_seqs)
     }
 
     /// Linear between the table's points, constant below the first, the last slope above the last.

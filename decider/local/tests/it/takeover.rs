@@ -19,6 +19,12 @@ impl Stranger {
     }
 }
 
+/// Start times come in steps of 10 ms: without this, an engine and a stranger of the same step would be one.
+fn make_older(registry: &mut serde_json::Value) {
+    let ticks = &mut registry["replicas"][0]["engine"]["start_ticks"];
+    *ticks = (ticks.as_u64().unwrap() - 1).into();
+}
+
 impl Drop for Stranger {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -132,6 +138,7 @@ async fn what_died_meanwhile_is_started_again_and_another_s_pid_is_left_alone() 
     let stranger = Stranger::new();
     let mut registry = fixture.registry();
     registry["replicas"][0]["engine"]["pid"] = stranger.0.id().into();
+    make_older(&mut registry);
     fixture.write_registry(&registry);
 
     let fleet = Running::of(&fixture, spec);
@@ -272,6 +279,7 @@ async fn cleanup_ends_leftovers_and_no_strangers() {
     let mut registry = fixture.registry();
     let lost = registry["replicas"][0]["engine"]["pid"].as_u64().unwrap();
     registry["replicas"][0]["engine"]["pid"] = stranger.0.id().into();
+    make_older(&mut registry);
     fixture.write_registry(&registry);
 
     let report = cleanup(fixture.dir.path(), short).await.unwrap();

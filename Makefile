@@ -1,0 +1,42 @@
+# What a person types. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BINARIES := $(TARGET_DIR)/debug
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## Every binary, for debugging
+	$(CARGO) build --workspace --bins
+
+.PHONY: demo
+demo: build ## A local fleet through rise, burst, fall and zero, explained, with an HTML report (no GPU, no cluster)
+	$(BINARIES)/infer-demo run
+
+.PHONY: demo-vllm
+demo-vllm: build ## The same with real vLLM processes on the CPU (installs vLLM into .cache/vllm at first: about 6 GB)
+	tests/real-engines/setup-vllm.sh .cache/vllm
+	$(BINARIES)/infer-demo vllm --lab .cache/vllm
+
+.PHONY: test
+test: build ## Every test
+	$(CARGO) test --workspace --no-fail-fast
+
+.PHONY: lint
+lint: ## Format, clippy, dependency rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; \
+	else echo 'skipped: cargo-deny is not installed (cargo install cargo-deny); deny.toml was not checked'; fi
+
+.PHONY: bench
+bench: ## Measure everything that is promised; results go to bench/results/*.json
+	bench/run
+
+.PHONY: clean-fleet
+clean-fleet: ## End whatever a killed demo has left running
+	@for dir in .run/*/; do [ -d "$$dir" ] && $(BINARIES)/infer-decider cleanup --state-dir "$$dir"; done; true
