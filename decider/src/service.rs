@@ -91,12 +91,12 @@ impl From<infer_local::Error> for Error {
 /// The documents' targets in the service's terms.
 pub fn target_specs(documents: &Documents) -> Vec<TargetSpec> {
     let spec = |target: infer_api::ResolvedTarget<'_>| TargetSpec {
-        name: target.name.to_owned(),
-        binding: target.binding.metadata.name.clone(),
-        policy_name: target.policy_name.to_owned(),
-        policy: Arc::new(target.policy),
-        bounds: target.bounds,
-        control: match target.mode {
+        name: target.bound.name.to_owned(),
+        binding: target.bound.binding.metadata.name.clone(),
+        policy_name: target.bound.policy_name.to_owned(),
+        policy: Arc::new(target.bound.policy),
+        bounds: target.bound.bounds,
+        control: match target.bound.mode {
             BindingMode::Auto => Control::Auto,
             BindingMode::Advisory => Control::Advisory,
             BindingMode::Paused => Control::Paused,

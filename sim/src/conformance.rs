@@ -596,7 +596,7 @@ fn buckets(case: Buckets) -> Verdict {
             }
             BucketOp::Resize { window_s, wall_now_s, expect_buckets } => {
                 window.resize(window_s, TimeMs::from_s(wall_now_s));
-                expect(&at("buckets"), window.len(), expect_buckets)?;
+                expect(&at("buckets"), window.bucket_count(), expect_buckets)?;
             }
             BucketOp::FirstWriteEqualsLastWrite { expect: want } => {
                 let equal = window.first_write().is_some() && window.first_write() == window.last_write();

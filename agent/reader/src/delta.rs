@@ -346,7 +346,8 @@ impl Reader {
                         }
                         now.created_s = now.created_s.or(then.created_s);
                     }
-                    None => instances.push(then),
+                    None if instances.len() < engine::MAX_INSTANCES => instances.push(then),
+                    None => {}
                 }
             }
         }

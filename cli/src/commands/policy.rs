@@ -129,6 +129,7 @@ fn right(documents: &Documents) -> CheckView {
         targets: documents
             .targets()
             .into_iter()
+            .map(|target| target.bound)
             .map(|target| CheckedTarget {
                 name: target.name.to_owned(),
                 binding: target.binding.metadata.name.clone(),

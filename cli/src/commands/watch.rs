@@ -102,7 +102,7 @@ fn draw_frame(text: &str) -> Result<(), Failure> {
         _ => text.to_owned(),
     };
     // Home, every line cleared to its end, then the rest of the screen: nothing flickers.
-    write!(out, "\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\r\n"))?;
+    write!(out, "\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))?;
     out.flush()?;
     Ok(())
 }

@@ -1,8 +1,14 @@
 //! Plain columns, and numbers and texts that fit into them.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
-/// Rows in columns two blanks apart, without lines. On a terminal long texts are wrapped to its width.
+/// Narrower than this, a wrapped last column would be a tower of words.
+const NARROWEST_TEXT: u16 = 24;
+/// Callers indent tables by at most this much.
+const INDENT: u16 = 2;
+
+/// Rows in columns two blanks apart, without lines. On a terminal the last column, where the sentences are, is wrapped
+/// to its width; the others are never broken.
 pub(super) fn table<R>(header: &[&str], rows: impl IntoIterator<Item = R>) -> String
 where
     R: IntoIterator<Item = String>,
@@ -10,7 +16,7 @@ where
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
+        .set_content_arrangement(ContentArrangement::Disabled);
     if !header.is_empty() {
         table.set_header(header.iter().copied());
     }
@@ -20,6 +26,19 @@ where
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
         column.set_cell_alignment(CellAlignment::Left);
+    }
+    let widths = table.column_max_content_widths();
+    if let (Some(width), Some((_, fixed))) = (table.width(), widths.split_last()) {
+        let taken: u16 = fixed.iter().map(|width| width + 2).sum();
+        let room = width.saturating_sub(INDENT).saturating_sub(taken);
+        if room >= NARROWEST_TEXT
+            && let Some(last) = table.column_mut(fixed.len())
+        {
+            last.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(room)));
+            table
+                .set_width(width.saturating_sub(INDENT))
+                .set_content_arrangement(ContentArrangement::Dynamic);
+        }
     }
     let mut text = String::new();
     for line in table.lines() {

@@ -176,8 +176,8 @@ pub(crate) fn decision(id: u64, target: &str) -> Decision {
         mode: "panic".to_owned(),
         bound_by: "rate".to_owned(),
         reason: "the panic window wants 6 replicas, 2 per 15 s are allowed".to_owned(),
-        applied: id % 2 == 0,
-        not_applied: if id % 2 == 0 {
+        applied: id.is_multiple_of(2),
+        not_applied: if id.is_multiple_of(2) {
             String::new()
         } else {
             "paused".to_owned()

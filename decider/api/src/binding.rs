@@ -115,17 +115,12 @@ impl Scaling {
 pub struct TargetRef {
     /// Group and version of the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub api_version: Option<ApiVersion>,
-    /// Kind of the target.
-    pub kind: TargetKind,
+    #[schemars(length(min = 1, max = 253))]
+    pub api_version: Option<String>,
+    /// Kind of the target. On one machine it is `LocalFleet`.
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
     /// Name of the target.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-}
-
-/// What can be scaled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum TargetKind {
-    /// Engine processes on this machine.
-    LocalFleet,
 }

@@ -22,10 +22,28 @@ pub struct Documents {
     pub fleets: Vec<LocalFleet>,
 }
 
-/// A target, with everything that decides about it.
+/// What documents are read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run fleets on this machine: every target is a LocalFleet among the documents.
+    LocalFleets,
+    /// For the policies alone: targets are of any kind and need not be among the documents.
+    Policies,
+}
+
+/// A target on this machine, with everything that decides about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResolvedTarget<'a> {
-    /// Name of the target: the fleet's.
+    /// Who decides, and how.
+    pub bound: BoundTarget<'a>,
+    /// What is scaled.
+    pub fleet: &'a LocalFleet,
+}
+
+/// A target as its binding sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BoundTarget<'a> {
+    /// Name of the target.
     pub name: &'a str,
     /// Its one binding.
     pub binding: &'a AutoscalingPolicyBinding,
@@ -39,8 +57,6 @@ pub struct ResolvedTarget<'a> {
     pub bounds: Bounds,
     /// What is done with decisions.
     pub mode: BindingMode,
-    /// What is scaled.
-    pub fleet: &'a LocalFleet,
 }
 
 impl Documents {
@@ -54,42 +70,38 @@ impl Documents {
         self.len() == 0
     }
 
-    /// Every target that has a binding, in the order of the bindings. A fleet without a binding keeps its initial
-    /// replicas and is not among them.
+    /// Every fleet on this machine that has a binding, in the order of the bindings. A fleet without a binding keeps its
+    /// initial replicas and is not among them.
     pub fn targets(&self) -> Vec<ResolvedTarget<'_>> {
-        self.bindings
-            .iter()
-            .filter_map(|binding| self.resolve(binding))
-            .collect()
+        let fleet = |name: &str| self.fleets.iter().find(|fleet| fleet.metadata.name == name);
+        let bound = self.bound_targets().into_iter();
+        bound.filter_map(|bound| Some(ResolvedTarget { fleet: fleet(bound.name)?, bound })).collect()
     }
 
-    /// `None` only for documents that [`parse_sources`] has not seen.
-    fn resolve<'a>(&'a self, binding: &'a AutoscalingPolicyBinding) -> Option<ResolvedTarget<'a>> {
+    /// Every target that has a binding, of whatever kind, in the order of the bindings.
+    pub fn bound_targets(&self) -> Vec<BoundTarget<'_>> {
+        self.bindings.iter().filter_map(|binding| self.resolve(binding)).collect()
+    }
+
+    /// `None` only for documents that [`parse_sources_for`] has not seen.
+    fn resolve<'a>(&'a self, binding: &'a AutoscalingPolicyBinding) -> Option<BoundTarget<'a>> {
         let scaling = &binding.spec.scaling;
-        let fleet = self
-            .fleets
-            .iter()
-            .find(|fleet| fleet.metadata.name == scaling.target_ref.name)?;
         let (policy_name, spec) = match (&binding.spec.policy, &binding.spec.policy_ref) {
             (Some(spec), _) => (binding.metadata.name.as_str(), spec),
             (None, Some(reference)) => {
-                let policy = self
-                    .policies
-                    .iter()
-                    .find(|policy| policy.metadata.name == reference.name)?;
+                let policy = self.policies.iter().find(|policy| policy.metadata.name == reference.name)?;
                 (policy.metadata.name.as_str(), &policy.spec)
             }
             (None, None) => return None,
         };
-        Some(ResolvedTarget {
-            name: &fleet.metadata.name,
+        Some(BoundTarget {
+            name: &scaling.target_ref.name,
             binding,
             policy_name,
             spec,
             policy: spec.to_core(),
             bounds: scaling.bounds(),
             mode: binding.spec.mode,
-            fleet,
         })
     }
 }
@@ -107,6 +119,17 @@ pub fn parse_documents(text: &str, file: &str) -> Result<Documents, Errors> {
 /// # Errors
 /// Every mistake found, with its place; see [`Mistake`].
 pub fn parse_sources<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Documents, Errors> {
+    parse_sources_for(Purpose::LocalFleets, sources)
+}
+
+/// Like [`parse_sources`], for a given purpose.
+///
+/// # Errors
+/// Every mistake found, with its place; see [`Mistake`].
+pub fn parse_sources_for<'a>(
+    purpose: Purpose,
+    sources: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<Documents, Errors> {
     let mut loaded = Loaded::default();
     let mut files = Vec::new();
     for (index, (file, text)) in sources.into_iter().enumerate() {
@@ -115,7 +138,7 @@ pub fn parse_sources<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>) 
             loaded.add(parsed, index);
         }
     }
-    validate::validate(&mut loaded);
+    validate::validate(&mut loaded, purpose);
     if loaded.reports.is_empty() {
         return Ok(Documents {
             policies: loaded.policies.into_iter().map(|document| document.value).collect(),

@@ -17,10 +17,9 @@ mod tree;
 mod validate;
 
 pub use binding::{
-    AutoscalingPolicyBinding, AutoscalingPolicyBindingKind, BindingMode, BindingSpec, PolicyRef, Scaling, TargetKind,
-    TargetRef,
+    AutoscalingPolicyBinding, AutoscalingPolicyBindingKind, BindingMode, BindingSpec, PolicyRef, Scaling, TargetRef,
 };
-pub use documents::{Documents, ResolvedTarget, parse_documents, parse_sources};
+pub use documents::{BoundTarget, Documents, Purpose, ResolvedTarget, parse_documents, parse_sources, parse_sources_for};
 pub use fleet::{
     AgentSpec, DrainSpec, EngineSpec, FrontDoorSpec, LocalFleet, LocalFleetKind, LocalFleetSpec, PortRange,
     RestartSpec, StartupProbe,

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 
 use crate::binding::AutoscalingPolicyBinding;
 use crate::check::nearest;
-use crate::documents::{Found, Loaded, Origin};
+use crate::documents::{Found, Loaded, Origin, Purpose};
 use crate::fleet::LocalFleet;
 use crate::placeholder::{PLACEHOLDERS, placeholders_in};
+use crate::API_VERSION;
 use crate::policy::{MetricType, PolicySpec};
 
 /// Checks every document of `loaded` and reports there what is wrong.
-pub(crate) fn validate(loaded: &mut Loaded) {
+pub(crate) fn validate(loaded: &mut Loaded, purpose: Purpose) {
     duplicates(loaded);
     for policy in loaded.policies.clone() {
         check_policy(loaded, &policy.origin, "spec", &policy.value.spec);
@@ -25,6 +26,9 @@ pub(crate) fn validate(loaded: &mut Loaded) {
     let bindings = loaded.bindings.clone();
     for (index, binding) in bindings.iter().enumerate() {
         check_binding(loaded, binding);
+        if purpose == Purpose::LocalFleets {
+            check_local(loaded, binding);
+        }
         check_owner(loaded, binding, &bindings[..index]);
     }
 }
@@ -295,15 +299,31 @@ fn check_binding(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>)
             }
         }
     }
-    let target = &scaling.target_ref.name;
-    match loaded
-        .fleets
-        .iter()
-        .find(|fleet| fleet.value.metadata.name == *target)
-        .cloned()
-    {
+}
+
+/// The kind of a target that this machine can run.
+const LOCAL_KIND: &str = "LocalFleet";
+
+/// On this machine a target is a fleet among the documents.
+fn check_local(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>) {
+    let (origin, target) = (&binding.origin, &binding.value.spec.scaling.target_ref);
+    if target.kind != LOCAL_KIND {
+        let problem = format!("{:?} is not known", target.kind);
+        let allowed = match nearest(&target.kind, std::iter::once(LOCAL_KIND)) {
+            Some(meant) => format!("did you mean {meant}? Allowed: {LOCAL_KIND}"),
+            None => format!("allowed: {LOCAL_KIND}"),
+        };
+        loaded.report(origin, "spec.scaling.targetRef.kind", problem, allowed);
+        return;
+    }
+    if let Some(version) = target.api_version.as_ref().filter(|version| *version != API_VERSION) {
+        let problem = format!("{version:?} is not known");
+        loaded.report(origin, "spec.scaling.targetRef.apiVersion", problem, format!("allowed: {API_VERSION}"));
+    }
+    let fleets = loaded.fleets.iter();
+    match fleets.clone().find(|fleet| fleet.value.metadata.name == target.name).cloned() {
         Some(fleet) => check_target(loaded, binding, &fleet),
-        None => check_exists(loaded, origin, "spec.scaling.targetRef.name", "LocalFleet", target),
+        None => check_exists(loaded, origin, "spec.scaling.targetRef.name", LOCAL_KIND, &target.name),
     }
 }
 
@@ -380,12 +400,13 @@ fn check_owner(
     let target = &binding.value.spec.scaling.target_ref;
     let owner = earlier.iter().find(|other| {
         let theirs = &other.value.spec.scaling.target_ref;
-        (theirs.kind, &theirs.name) == (target.kind, &target.name)
+        (&theirs.kind, &theirs.name) == (&target.kind, &target.name)
     });
     if let Some(owner) = owner {
         let (mine, theirs) = (&binding.value.metadata.name, &owner.value.metadata.name);
         let problem = format!(
-            "LocalFleet {} is scaled by two bindings, {theirs} and {mine}; the other stands in line {}",
+            "{} {} is scaled by two bindings, {theirs} and {mine}; the other stands in line {}",
+            target.kind,
             target.name,
             owner.origin.root.locate("spec.scaling.targetRef").line
         );

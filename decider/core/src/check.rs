@@ -103,7 +103,7 @@ pub fn check(plan: &Plan, inputs: &Inputs, now: TimeMs) -> Result<(), Violation>
             return Err(Violation::ShrinksInPanic { from, to });
         }
         let data = inputs.data;
-        if plan.mode == Mode::Unknown || data.fresh != data.expected || !(data.completeness >= 0.9) {
+        if plan.mode == Mode::Unknown || data.fresh != data.expected || data.completeness.is_nan() || data.completeness < 0.9 {
             return Err(Violation::ShrinksBlind { from, to, fresh: data.fresh, expected: data.expected });
         }
         if to == 0 && inputs.gateway_waiting.is_some_and(|waiting| waiting > 0.0) {

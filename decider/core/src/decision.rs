@@ -69,7 +69,8 @@ pub struct DataState {
     pub expected: u32,
     /// The part of them with a fresh good sample.
     pub fresh: u32,
-    /// Share of (ready replica × second) in the stable window for which there was a sample, 0 to 1.
+    /// Share of the stable window that is known, 0 to 1: of its (ready replica × second) those with a sample, and no more
+    /// than the share of it that the target has lived through.
     pub completeness: f64,
 }
 

@@ -1,17 +1,14 @@
 //! What each path answers.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::Write as _;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -20,22 +17,21 @@ use super::core::{Engine, Error as EngineError, Flavor, Submission, Ticket, Toke
 use super::exposition::Dialect;
 use super::faults::{Failure, Faults};
 use super::http_stats::Route;
+use super::levers;
+use super::reply::{
+    Body, full, json_response, method_not_allowed, not_found, openai_error, query, respond, text, wanted_names,
+};
 use super::stats::FinishReason;
 
-/// A response body of any kind.
-pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
-
 /// A prompt of a million token ids has about 7 MB.
-const LONGEST_BODY_BYTES: usize = 16 << 20;
+pub(super) const LONGEST_BODY_BYTES: usize = 16 << 20;
 /// Tokens put into one frame when a slow client has let several come together.
 const TOKENS_PER_FRAME: usize = 64;
-/// More synthetic requests than any test needs.
-const MOST_SYNTHETIC: usize = 100_000;
 
 /// What handlers need; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
-    engine: Engine,
+    pub(super) engine: Engine,
     faults: Faults,
 }
 
@@ -133,7 +129,7 @@ pub(super) async fn handle(context: Context, request: Request<Incoming>) -> Resp
     let path = request.uri().path().to_owned();
     let flavor = context.engine.options().flavor;
     if path.starts_with("/sim/") {
-        return sim(&context, request, &path).await;
+        return levers::answer(&context, request, &path).await;
     }
     let mut counted = Counted::begin(
         &context.engine,
@@ -422,155 +418,9 @@ fn stream_response(ticket: Ticket, counted: Counted, answer: Answer) -> Response
     respond(StatusCode::OK, EVENT_STREAM, body)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FillQueue {
-    waiting: usize,
-    for_s: f64,
-    #[serde(default = "default_prompt_tokens")]
-    prompt_tokens: u32,
-}
-
-fn default_prompt_tokens() -> u32 {
-    16
-}
-
-/// The levers of the simulation, which no failure closes.
-async fn sim(context: &Context, request: Request<Incoming>, path: &str) -> Response<Body> {
-    if request.method() != Method::POST {
-        return method_not_allowed();
-    }
-    let body = match Limited::new(request.into_body(), LONGEST_BODY_BYTES).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return openai_error(StatusCode::BAD_REQUEST, "BadRequestError", &error.to_string()),
-    };
-    let wrong = |error: String| openai_error(StatusCode::BAD_REQUEST, "BadRequestError", &error);
-    match path {
-        "/sim/failure" => match serde_json::from_slice::<Failure>(&body) {
-            Ok(failure) if failure.for_s.is_some_and(|s| !(0.0..1e9).contains(&s)) => {
-                wrong("for_s must be a number of seconds from 0".into())
-            }
-            Ok(failure) => {
-                context.inject(failure);
-                json_response(StatusCode::OK, &json!({}))
-            }
-            Err(error) => wrong(error.to_string()),
-        },
-        "/sim/queue" => match serde_json::from_slice::<FillQueue>(&body) {
-            Ok(fill) if fill.waiting > MOST_SYNTHETIC || !(0.0..1e9).contains(&fill.for_s) => wrong(format!(
-                "waiting must be at most {MOST_SYNTHETIC}, for_s a number of seconds from 0"
-            )),
-            Ok(fill) => {
-                let engine = context.engine.clone();
-                let ids = engine.fill_queue(fill.waiting, fill.prompt_tokens);
-                let submitted = ids.len();
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_secs_f64(fill.for_s)).await;
-                    engine.abort(&ids);
-                });
-                json_response(StatusCode::OK, &json!({"submitted": submitted}))
-            }
-            Err(error) => wrong(error.to_string()),
-        },
-        _ => not_found(),
-    }
-}
-
-/// The values of a query string, the last of each name; percent-decoded.
-fn query(query: Option<&str>) -> HashMap<String, String> {
-    pairs(query).collect()
-}
-
-/// The values of `name[]`.
-fn wanted_names(query: Option<&str>) -> Vec<String> {
-    pairs(query)
-        .filter(|(name, _)| name == "name[]")
-        .map(|(_, value)| value)
-        .collect()
-}
-
-fn pairs(query: Option<&str>) -> impl Iterator<Item = (String, String)> + '_ {
-    query
-        .unwrap_or("")
-        .split('&')
-        .filter(|part| !part.is_empty())
-        .map(|part| {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            (percent_decode(name), percent_decode(value))
-        })
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let byte = match bytes[index] {
-            b'%' => {
-                let hex = bytes
-                    .get(index + 1..index + 3)
-                    .and_then(|h| std::str::from_utf8(h).ok());
-                match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
-                    Some(byte) => {
-                        index += 2;
-                        byte
-                    }
-                    None => b'%',
-                }
-            }
-            b'+' => b' ',
-            byte => byte,
-        };
-        out.push(byte);
-        index += 1;
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
-    response
-}
-
-fn full(status: StatusCode, content_type: &'static str, bytes: Bytes) -> Response<Body> {
-    respond(status, content_type, UnsyncBoxBody::new(Full::new(bytes)))
-}
-
-fn text(status: StatusCode, content_type: &'static str, text: String) -> Response<Body> {
-    full(status, content_type, text.into())
-}
-
-fn json_response(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
-    text(status, "application/json", value.to_string())
-}
-
-fn openai_error(status: StatusCode, kind: &str, message: &str) -> Response<Body> {
-    text(status, "application/json", error_body(status.as_u16(), kind, message))
-}
-
-fn not_found() -> Response<Body> {
-    json_response(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"}))
-}
-
-fn method_not_allowed() -> Response<Body> {
-    json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn name_filters_are_decoded() {
-        let names = wanted_names(Some("name[]=vllm:a&name%5B%5D=vllm%3Ab&x=1"));
-        assert_eq!(names, ["vllm:a", "vllm:b"]);
-        assert_eq!(percent_decode("a%2"), "a%2");
-        assert_eq!(query(Some("level=2"))["level"], "2");
-    }
 
     #[test]
     fn vllm_does_not_count_its_own_monitoring() {

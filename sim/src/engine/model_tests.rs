@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::profile::Profile;
 
 fn config(max_num_seqs: u32, budget: u32, kv_tokens: u64) -> Config {
     let mut config = Config::new(Profile::load("demo-small").unwrap());

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde_json::json;
 
 use super::exposition::{Family, Labels, Value};
+use super::sglang_off;
 use super::stats::{Bounds, Histogram, Stats, total};
 use super::view::{Families, Rank, View};
 
@@ -67,9 +68,7 @@ const IMBALANCE: &[f64] = &[
 const SYNC_WAIT_S: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 ];
-/// Lower edges of the routing-key classes; each ends where the next begins.
-const ROUTING_KEYS: &[&str] = &["0", "1", "2", "3", "5", "7", "10", "20", "50", "100", "200", "+Inf"];
-const GRAPH_PHASES: &[&str] = &[
+pub(super) const GRAPH_PHASES: &[&str] = &[
     "prefill",
     "decode",
     "target_verify",
@@ -111,14 +110,14 @@ pub fn families(view: &View<'_>) -> Vec<Family> {
     front_end(&mut f, view);
     capacity(&mut f, view);
     load(&mut f, view);
-    features_that_are_off(&mut f, view);
+    sglang_off::families(&mut f, view);
     latencies(&mut f, view);
     scheduler(&mut f, view);
     f.into_inner()
 }
 
 /// Labels of the scheduler's series.
-fn rank_labels(view: &View<'_>, rank: usize) -> Labels {
+pub(super) fn rank_labels(view: &View<'_>, rank: usize) -> Labels {
     let mut labels = request_labels(view);
     labels.extend([
         ("moe_ep_rank", "0".into()),
@@ -132,14 +131,14 @@ fn rank_labels(view: &View<'_>, rank: usize) -> Labels {
 }
 
 /// Labels of the front end's series.
-fn request_labels(view: &View<'_>) -> Labels {
+pub(super) fn request_labels(view: &View<'_>) -> Labels {
     vec![
         ("engine_type", "unified".to_owned()),
         ("model_name", view.model_name.to_owned()),
     ]
 }
 
-fn per_rank<V: Into<Value>>(view: &View<'_>, value: impl Fn(&Rank) -> V) -> Vec<(Labels, Value)> {
+pub(super) fn per_rank<V: Into<Value>>(view: &View<'_>, value: impl Fn(&Rank) -> V) -> Vec<(Labels, Value)> {
     view.ranks
         .iter()
         .enumerate()
@@ -164,7 +163,7 @@ fn per_rank_and(
     series
 }
 
-fn zero(_: &Rank) -> f64 {
+pub(super) fn zero(_: &Rank) -> f64 {
     0.0
 }
 
@@ -404,90 +403,6 @@ fn hit_rate(rank: &Rank) -> f64 {
     } else {
         rank.stats.prefix_hits as f64 / queries as f64
     }
-}
-
-/// Families of features this engine does not have, at the values SGLang shows for them.
-fn features_that_are_off(f: &mut Families, view: &View<'_>) {
-    const OFF: &[&str] = &[
-        "sglang:swa_available_tokens",
-        "sglang:swa_evictable_tokens",
-        "sglang:swa_used_tokens",
-        "sglang:mamba_available_tokens",
-        "sglang:mamba_evictable_tokens",
-        "sglang:mamba_used_tokens",
-        "sglang:spec_accept_length",
-        "sglang:spec_accept_rate",
-        "sglang:spec_cap_length",
-        "sglang:spec_block_accept_length",
-        "sglang:spec_num_steps",
-        "sglang:spec_num_draft_tokens",
-        "sglang:num_prefill_bootstrap_queue_reqs",
-        "sglang:num_prefill_inflight_queue_reqs",
-        "sglang:num_decode_prealloc_queue_reqs",
-        "sglang:num_decode_transfer_queue_reqs",
-        "sglang:num_decode_host_receive_queue_reqs",
-        "sglang:num_decode_deferred_kv_release_reqs",
-        "sglang:pending_prealloc_token_usage",
-        "sglang:prealloc_full_token_usage",
-        "sglang:prealloc_swa_token_usage",
-        "sglang:utilization",
-    ];
-    for name in OFF {
-        f.gauge(name, "A feature that is off here.", per_rank(view, zero));
-    }
-    f.gauge(
-        "sglang:fwd_occupancy",
-        "GPU occupancy; not a number here.",
-        per_rank(view, |_| f64::NAN),
-    );
-    f.gauge(
-        "sglang:new_token_ratio",
-        "Share of output reserved at admission.",
-        per_rank(view, |_| 0.7),
-    );
-    f.gauge(
-        "sglang:is_cuda_graph",
-        "Whether the batch ran as a graph.",
-        per_rank(view, zero),
-    );
-    f.gauge(
-        "sglang:num_unique_running_routing_keys",
-        "Routing keys in the batch.",
-        per_rank(view, zero),
-    );
-    for name in [
-        "sglang:routing_key_running_req_count",
-        "sglang:routing_key_all_req_count",
-    ] {
-        let mut series = Vec::new();
-        for edge in ROUTING_KEYS.windows(2) {
-            for i in 0..view.ranks.len() {
-                let mut labels = rank_labels(view, i);
-                labels.extend([("gt", edge[0].to_owned()), ("le", edge[1].to_owned())]);
-                series.push((labels, Value::Int(0)));
-            }
-        }
-        f.gauge(name, "Routing keys by their number of requests.", series);
-    }
-    let phases = |names: &[&str]| {
-        let labelled = |name: &&str| {
-            let mut labels = request_labels(view);
-            labels.push(("phase", (*name).to_owned()));
-            (labels, Value::Float(0.0))
-        };
-        names.iter().map(labelled).collect::<Vec<_>>()
-    };
-    let startup = ["load_weight", "kv_cache_allocation", "scheduler_e2e", "tokenizer_e2e"];
-    f.gauge(
-        "sglang:startup_time_seconds",
-        "Start-up time by phase, s; not modelled.",
-        phases(&startup),
-    );
-    f.gauge(
-        "sglang:startup_cuda_graph_time_seconds",
-        "Graph capture time, s; not modelled.",
-        phases(GRAPH_PHASES),
-    );
 }
 
 fn latencies(f: &mut Families, view: &View<'_>) {

@@ -7,6 +7,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use infersim::engine::server::Outcome;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{Server, sample, until, whole};
 
@@ -227,7 +228,7 @@ async fn failures_on_demand() {
     assert!(tokio::time::timeout(brief, server.get("/health")).await.is_err());
     let completion = server.post("/v1/completions", r#"{"prompt": "a", "max_tokens": 2}"#);
     let release = async {
-        tokio::time::sleep(brief).await;
+        assert!(tokio::time::timeout(brief, server.get("/v1/models")).await.is_err());
         server.post("/sim/failure", r#"{"kind": "none"}"#).await
     };
     let ((status, _), _) = tokio::join!(completion, release);
@@ -265,6 +266,22 @@ async fn a_crash_cuts_streams_and_ends_the_server() {
         "the stream is cut, not ended"
     );
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_as_uvicorn_does() {
+    let server = Server::start("--profile demo-small --keep-alive-s 0.3").await;
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
 }
 
 #[tokio::test]

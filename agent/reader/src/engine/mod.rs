@@ -13,6 +13,7 @@ use infer_proto::v1;
 use serde::{Deserialize, Serialize};
 
 pub use catalogue::Catalogue;
+pub(crate) use reading::MAX_INSTANCES;
 pub use reading::{FrontEnd, Instance, Lora, Reading, Sourced, read};
 
 /// A number that holds now.

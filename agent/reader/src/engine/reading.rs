@@ -14,7 +14,10 @@ use crate::{
 
 /// Data-parallel engines read from one body. Real ones have at most some dozens; the limit keeps a hostile body from
 /// making the agent remember without end. Series beyond it are counted as skipped.
-const MAX_INSTANCES: usize = 256;
+pub(crate) const MAX_INSTANCES: usize = 256;
+
+/// Bounds read per histogram. Engines have 20 to 50; fewer bounds than there are still make a right histogram.
+const MAX_BOUNDS: usize = 512;
 
 /// The HTTP server in front of a vLLM engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +68,9 @@ pub struct Instance {
     pub key: Box<[u8]>,
     /// When the oldest counter was created, seconds since 1970, where the engine says it.
     pub created_s: Option<f64>,
-    /// By [`Counter`]; absent where there is no series.
+    /// By [`super::Counter`]; absent where there is no series.
     pub counters: [Option<Sourced<f64>>; COUNTERS],
-    /// By [`Latency`]; absent where there is no series.
+    /// By [`super::Latency`]; absent where there is no series.
     pub histograms: [Option<Sourced<Buckets>>; LATENCIES],
 }
 
@@ -274,12 +277,13 @@ impl<'c> Pass<'c> {
                 Aggregate::Max => merge(&mut cell.value, value, f64::max),
             },
             Part::Created => merge(&mut cell.created, value, f64::min),
-            Part::Bucket => match cell.buckets.iter_mut().find(|b| b.0 == le) {
-                Some(bucket) => {
-                    bucket.1 += value;
-                    bucket.2 += 1;
+            Part::Bucket => match cell.buckets.iter().position(|b| b.0 == le) {
+                Some(at) => {
+                    cell.buckets[at].1 += value;
+                    cell.buckets[at].2 += 1;
                 }
-                None => cell.buckets.push((le, value, 1)),
+                None if cell.buckets.len() < MAX_BOUNDS => cell.buckets.push((le, value, 1)),
+                None => self.skipped += 1,
             },
             Part::Sum => merge(&mut cell.sum, value, |a, b| a + b),
             Part::Count => merge(&mut cell.count, value, |a, b| a + b),

@@ -350,3 +350,14 @@ fn more_engines_than_there_can_be() {
     let seen = seen(&body);
     assert_eq!((seen.engines, seen.skipped), (256, 2000 - 256));
 }
+
+#[test]
+fn more_bounds_than_there_can_be() {
+    let bucket = |le: String, n: u32| format!("vllm:e2e_request_latency_seconds_bucket{{le=\"{le}\"}} {n}\n");
+    let body: String = (1..=5000).map(|i| bucket(i.to_string(), i)).collect::<String>() + &bucket("+Inf".into(), 6000);
+    let seen = seen(&(body + "vllm:e2e_request_latency_seconds_count 6000\n"));
+    let e2e = seen.e2e_ms.unwrap();
+    assert_eq!((e2e.count, seen.skipped), (6000, 5001 - 512));
+    let p50 = e2e.p50.unwrap();
+    assert_eq!((p50.low, p50.high), (512_000.0, None), "wider, and still right");
+}

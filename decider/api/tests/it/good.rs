@@ -47,10 +47,10 @@ fn the_least_that_works_has_every_default() {
     assert_eq!(targets.len(), 1);
     let target = &targets[0];
     assert_eq!(
-        (target.name, target.policy_name, target.mode),
+        (target.bound.name, target.bound.policy_name, target.bound.mode),
         ("chat", "chat", BindingMode::Auto)
     );
-    assert_eq!(target.bounds, Bounds { min: 1, max: 4 });
+    assert_eq!(target.bound.bounds, Bounds { min: 1, max: 4 });
     let expected = Policy {
         metrics: vec![MetricTarget {
             metric: Metric::Waiting,
@@ -62,7 +62,7 @@ fn the_least_that_works_has_every_default() {
         scale_down: ScalingRules::default_down(),
         scale_to_zero_grace_s: 30.0,
     };
-    assert_eq!(target.policy, expected);
+    assert_eq!(target.bound.policy, expected);
     let fleet = &target.fleet.spec;
     assert_eq!(fleet.initial_replicas(), 1);
     assert_eq!(
@@ -137,28 +137,28 @@ spec:
 ",
     );
     let target = documents.targets().remove(0);
-    assert_eq!((target.policy_name, target.mode), ("b", BindingMode::Advisory));
-    assert_eq!(target.spec.metrics[0].metric, MetricType::QueueTime);
+    assert_eq!((target.bound.policy_name, target.bound.mode), ("b", BindingMode::Advisory));
+    assert_eq!(target.bound.spec.metrics[0].metric, MetricType::QueueTime);
     let queue = Metric::Latency {
         signal: Signal::Queue,
         quantile: 0.9,
     };
     assert_eq!(
-        target.policy.metrics[0],
+        target.bound.policy.metrics[0],
         MetricTarget {
             metric: queue,
             target: 250.0
         }
     );
-    assert_eq!(target.policy.kpa.panic_window_s(), 6.0);
-    assert_eq!(target.policy.kpa.activation_scale, 2);
+    assert_eq!(target.bound.policy.kpa.panic_window_s(), 6.0);
+    assert_eq!(target.bound.policy.kpa.activation_scale, 2);
     assert_eq!(
-        target.policy.scale_up.policies,
+        target.bound.policy.scale_up.policies,
         ScalingRules::default_up().policies,
         "given fields keep the others"
     );
-    assert_eq!(target.policy.scale_down.stabilization_window_s, 300.0);
-    assert_eq!(target.bounds, Bounds { min: 0, max: 9 });
+    assert_eq!(target.bound.policy.scale_down.stabilization_window_s, 300.0);
+    assert_eq!(target.bound.bounds, Bounds { min: 0, max: 9 });
     let fleet = &target.fleet.spec;
     assert_eq!(fleet.agent.fast_interval(), None);
     assert_eq!(fleet.front_door.as_ref().map(|door| door.queue_limit()), Some(5));

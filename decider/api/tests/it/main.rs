@@ -1,5 +1,7 @@
 //! Tests of the documents as an operator meets them: text in, documents or messages out.
 
+#![allow(clippy::expect_used)]
+
 mod bad;
 mod good;
 mod roundtrip;

@@ -6,7 +6,7 @@ use infer_api::{
     AgentSpec, AutoscalingPolicy, AutoscalingPolicyBinding, Behavior, BindingMode, BindingSpec, Documents, DrainSpec,
     EngineSpec, FrontDoorSpec, LocalFleet, LocalFleetSpec, MetricSpec, MetricType, PanicSpec, PolicyRef, PolicySpec,
     PortRange, RateKind, RatePolicy, RestartSpec, ScaleDownRules, ScaleUpRules, Scaling, SelectPolicy, StartupProbe,
-    TargetKind, TargetRef, parse_documents,
+    TargetRef, parse_documents,
 };
 use proptest::prelude::*;
 
@@ -196,7 +196,7 @@ fn documents() -> impl Strategy<Value = Documents> {
                 scaling: Scaling {
                     target_ref: TargetRef {
                         api_version: None,
-                        kind: TargetKind::LocalFleet,
+                        kind: "LocalFleet".to_owned(),
                         name: "fleet".to_owned(),
                     },
                     min_replicas: min,

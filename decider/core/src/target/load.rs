@@ -94,7 +94,7 @@ impl LoadWindow {
                 self.panic.record(at, value);
             }
         }
-        self.peak = history.peak_second().map(|second| {
+        self.peak = history.last_second().map(|second| {
             let value = self.stable.newest_first(TimeMs(second * SECOND_MS)).next().map_or(0.0, |(_, value)| value);
             Peak { second, value }
         });
@@ -137,7 +137,8 @@ impl History {
         self.settled
     }
 
-    pub(super) fn peak_second(&self) -> Option<i64> {
+    /// The second a tick has written last.
+    pub(super) fn last_second(&self) -> Option<i64> {
         self.pod_peak.map(|peak| peak.second)
     }
 

@@ -23,6 +23,8 @@ pub use pod::{Boot, Claim, Phase, PodState, PodView};
 const PLAN_LIFETIME_S: f64 = 5.0;
 /// After a (re)start, agents are given this long to come back before a tick without all of them fills the windows.
 const SETTLE_S: f64 = 5.0;
+/// Longer gaps between ticks stay holes: too much may have happened in them.
+const HOLD_S_MAX: i64 = 60;
 
 /// What happened to a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,15 +243,25 @@ impl Target {
         if !complete && self.history.settled().is_none() && now.since_s(self.since) < SETTLE_S {
             return;
         }
-        self.history.record_now(now, &total, self.gateway, data.1);
+        // Seconds that no tick has seen (a slow pace, a stalled process) hold what this one sees, not zero.
+        let second = now.0.div_euclid(1000);
+        let last = self.history.last_second().filter(|last| (1..=HOLD_S_MAX).contains(&(second - last)));
+        for missed in last.map_or(second, |last| last + 1)..second {
+            self.write(TimeMs(missed * 1000), &total, data.1);
+        }
+        self.write(now, &total, data.1);
+    }
+
+    fn write(&mut self, at: TimeMs, total: &Gauges, fresh: u32) {
+        self.history.record_now(at, total, self.gateway, fresh);
         for load in &mut self.loads {
-            load.record_now(now, &total, self.gateway);
+            load.record_now(at, total, self.gateway);
         }
     }
 
-    /// Ready replicas, and the part of them with fresh good data.
+    /// Ready replicas that should have reported by now, and the part of them with fresh good data.
     fn fresh(&self, now: TimeMs) -> (u32, u32) {
-        let ready = self.pods.values().filter(|state| state.view.phase == Phase::Ready);
+        let ready = self.pods.values().filter(|state| state.view.phase == Phase::Ready && !state.is_new(now));
         ready.fold((0, 0), |(expected, fresh), state| (expected + 1, fresh + u32::from(state.is_fresh(now))))
     }
 
@@ -266,24 +278,27 @@ impl Target {
         replicas
     }
 
-    /// Share of (ready replica × second) of the last `window_s` seconds for which there was a sample.
+    /// Share of the last `window_s` seconds that is known: of their (ready replica × second) those with a sample, and no
+    /// more than the share of the window that the target has lived through.
     pub fn completeness(&self, now: TimeMs, window_s: f64) -> f64 {
         let ready = self.pods.values().filter(|state| state.view.phase == Phase::Ready);
         let expected: f64 = ready
             .map(|state| state.view.ready_since.map_or(0.0, |since| now.since_s(since).clamp(0.0, window_s)))
             .sum();
-        // A replica's first second is seldom whole, and the present one never is.
-        if expected < 2.0 {
-            return 1.0;
-        }
-        (self.history.pod_seconds(now, window_s) / expected).min(1.0)
+        // A target that has not lived through a window knows nothing of it, however few its replicas. The present
+        // second is never whole.
+        let lived = ((self.history.span_s(now, window_s) + 1.0) / window_s).min(1.0);
+        // A replica's first second is seldom whole either.
+        let told = if expected < 2.0 { 1.0 } else { (self.history.pod_seconds(now, window_s) / expected).min(1.0) };
+        lived.min(told)
     }
 
     /// What is known at `now`, without deciding.
     pub fn inputs(&self, now: TimeMs) -> Inputs {
         let kpa = &self.policy.kpa;
         let (expected, fresh) = self.fresh(now);
-        let known = fresh > 0 || self.gateway.is_some();
+        // Replicas that all keep silent hide the load; only a fleet of none is known by its front door alone.
+        let known = fresh > 0 || (expected == 0 && self.gateway.is_some());
         let mut loads = self.loads.iter();
         let metrics = self
             .policy

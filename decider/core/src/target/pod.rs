@@ -158,6 +158,12 @@ impl PodState {
         now.0 - latest.at.0 <= lifetime_ms
     }
 
+    /// Whether it began to serve so lately that its first sample may be on its way.
+    pub fn is_new(&self, now: TimeMs) -> bool {
+        let young = self.view.ready_since.is_some_and(|since| now.0 - since.0 < FRESH_MS_MIN);
+        self.latest.is_none() && young
+    }
+
     /// The boot that speaks for it.
     pub fn boot(&self) -> Option<&Boot> {
         self.boot.as_ref()

@@ -140,7 +140,7 @@ impl TimedBuckets {
     }
 
     /// Number of buckets.
-    pub fn len(&self) -> usize {
+    pub fn bucket_count(&self) -> usize {
         self.buckets.len()
     }
 

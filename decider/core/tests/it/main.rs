@@ -1,5 +1,7 @@
 //! The core's laws and scenarios.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod histogram;
 mod rules;
 mod scenario;

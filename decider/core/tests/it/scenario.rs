@@ -188,7 +188,8 @@ fn a_silent_replica_stops_shrinking_but_not_growing() {
     assert_eq!((held.outcome.desired, held.outcome.bound_by), (4, Rule::PartialData));
     world.load = 120.0;
     assert!(world.seconds(20).outcome.desired >= 9);
-    // Nobody left to ask: hold, and say so.
+    // Nobody left to ask: hold, and say so, front door or not.
+    world.gateway = Some(0.0);
     world.silent = world.pods.iter().map(|pod| pod.name.clone()).collect();
     let before = world.pods.len();
     let dark = world.seconds(200);
@@ -271,4 +272,42 @@ fn a_person_fixes_the_count_and_lets_go_again() {
     world.target.set_control(Control::Auto);
     assert_eq!(world.second().outcome.desired, 6, "stabilisation holds what was there");
     assert_eq!(world.seconds(120).outcome.desired, 2);
+}
+
+#[test]
+fn a_slow_pace_leaves_no_holes() {
+    let mut world = World::new(policy(), Bounds { min: 1, max: 20 });
+    world.scale(3);
+    world.load = 24.0;
+    world.seconds(100);
+    let target = &mut world.target;
+    let mut now = world.now;
+    for step in 0..12 {
+        now = TimeMs(now.0 + 10_000);
+        for pod in &world.pods {
+            let sample = Sample {
+                sequence: 1000 + step,
+                end: now,
+                interval_ms: 10_000,
+                gauges: Some(Gauges { running: Some(8.0), ..Gauges::default() }),
+                ..Sample::default()
+            };
+            target.observe(&pod.name, "b", &sample, now);
+        }
+        let (record, _) = target.decide(now);
+        let load = record.outcome.metrics[0].stable.unwrap();
+        assert!((load - 24.0).abs() < 0.01, "{load}");
+        assert!(record.inputs.data.completeness > 0.9, "{}", record.inputs.data.completeness);
+    }
+}
+
+#[test]
+fn a_fleet_that_has_just_begun_is_not_shrunk() {
+    let mut world = World::new(policy(), Bounds { min: 1, max: 20 });
+    world.gateway = Some(0.0);
+    world.scale(3);
+    for _ in 0..53 {
+        assert_eq!(world.second().outcome.desired, 3);
+    }
+    assert_eq!(world.seconds(60).outcome.desired, 1);
 }

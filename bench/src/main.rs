@@ -1,0 +1,155 @@
+//! `infer-bench`: measures what is promised and writes what it found, with everything needed to find it again.
+//!
+//! Every bench is a module; the processes it measures are the real release binaries, and what stands around them (an
+//! engine's port, a sink for samples) are helpers in processes of their own, so that only the thing itself is measured.
+
+mod agent;
+mod agent_size;
+mod body;
+mod decide;
+mod fleet;
+mod helper;
+mod http;
+mod ingest;
+mod jump;
+mod machine;
+mod parser;
+mod process;
+mod report;
+mod restart;
+mod workload;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+
+use report::Report;
+
+/// Measures what is promised.
+#[derive(Debug, Parser)]
+#[command(
+    name = "infer-bench",
+    version,
+    after_help = "Exit codes: 0 measured (a missed target is a result); 1 could not be measured; 2 usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run benches and write their results.
+    Run(Run),
+    /// What stands around a measured process; started by benches.
+    #[command(hide = true, subcommand)]
+    Helper(helper::Helper),
+}
+
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// Which; default: all.
+    #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(NAMES))]
+    names: Vec<String>,
+    /// Short runs that show that every bench works. Their figures mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Directory with infer-decider, infer-agent and infersim; default: this program's.
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Where results go.
+    #[arg(long, value_name = "DIR", default_value = "bench/results")]
+    out: PathBuf,
+    /// How the binaries were built, for the results: "release, lto fat, musl agent".
+    #[arg(long, value_name = "TEXT", default_value = "unknown")]
+    build: String,
+}
+
+const NAMES: [&str; 7] = ["parser", "agent", "agent-size", "decide", "ingest", "jump", "restart"];
+
+/// What every bench is given.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    /// Short runs.
+    pub(crate) quick: bool,
+    /// Where the measured binaries are.
+    pub(crate) bin_dir: PathBuf,
+    /// How they were built.
+    pub(crate) build: String,
+}
+
+impl Setting {
+    /// A binary to measure.
+    pub(crate) fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.bin_dir.join(name);
+        if !path.is_file() {
+            bail!("{} is not there; bench/run builds it, or give --bin-dir", path.display());
+        }
+        Ok(path)
+    }
+
+    /// `full`, or `quick` in a quick run.
+    pub(crate) fn either<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(run) => run_benches(run),
+        Command::Helper(helper) => helper::run(helper).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        say(&format!("infer-bench: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// To the person who waits.
+#[allow(clippy::print_stderr, reason = "progress goes to stderr")]
+pub(crate) fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+#[allow(clippy::print_stdout, reason = "the table is the result")]
+fn run_benches(run: Run) -> anyhow::Result<ExitCode> {
+    let beside = std::env::current_exe().context("where this program is")?;
+    let setting = Setting {
+        quick: run.quick,
+        bin_dir: run.bin_dir.or_else(|| Some(beside.parent()?.to_owned())).unwrap_or_default(),
+        build: run.build,
+    };
+    let names = if run.names.is_empty() { NAMES.map(str::to_owned).into() } else { run.names };
+    std::fs::create_dir_all(&run.out).with_context(|| format!("making {}", run.out.display()))?;
+    let mut failed = false;
+    for name in names {
+        say(&format!("bench {name}: running"));
+        let mut report = Report::begin(&name, &setting);
+        match bench(&name, &setting, &mut report) {
+            Ok(()) => {
+                report.end();
+                report.write(&run.out)?;
+                println!("{}", report.table());
+            }
+            Err(error) => {
+                failed = true;
+                say(&format!("bench {name}: could not be measured: {error:#}"));
+            }
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn bench(name: &str, setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
+    match name {
+        "parser" => parser::run(setting, report),
+        "agent" => agent::run(setting, report),
+        "agent-size" => agent_size::run(setting, report),
+        "decide" => decide::run(setting, report),
+        "ingest" => ingest::run(setting, report),
+        "jump" => jump::run(setting, report),
+        "restart" => restart::run(setting, report),
+        name => bail!("there is no bench {name:?}"),
+    }
+}
