@@ -218,7 +218,11 @@ fn running(shared: &Arc<Shared>) -> Arc<dyn Fn(&str, &str) -> Option<f64> + Send
     })
 }
 
-async fn serve(
+/// Serves agents and people on `listener` until `stopped` turns true.
+///
+/// # Errors
+/// When the server fails.
+pub async fn serve(
     listener: TcpListener,
     shared: Arc<Shared>,
     mut stopped: watch::Receiver<bool>,
@@ -226,9 +230,11 @@ async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<TelemetryServer<Ingest>>().await;
     health.set_serving::<DecisionsServer<Queries>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(infer_proto::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflect = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(infer_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let ingest = Ingest::new(Arc::clone(&shared), stopped.clone());
     let queries = Queries::new(shared, stopped.clone());
     let router = Server::builder()
@@ -237,7 +243,9 @@ async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .tcp_nodelay(true)
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(reflect().build_v1()?)
+        // Tools of before 2023 ask for this one.
+        .add_service(reflect().build_v1alpha()?)
         .add_service(TelemetryServer::new(ingest).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(DecisionsServer::new(queries).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let stop = async move {
