@@ -107,9 +107,12 @@ pub struct Surroundings<'a> {
     pub state_dir: &'a Arc<StateDir>,
     /// Where agents reach this decider.
     pub decider: SocketAddr,
-    /// An engine's requests as its agent last said, by target and replica.
-    pub running: Arc<dyn Fn(&str, &str) -> Option<f64> + Send + Sync>,
+    /// The engines' own word on their requests.
+    pub running: RunningLookup,
 }
+
+/// An engine's requests as its agent last said, by target and replica; `None` when nothing fresh is known.
+pub type RunningLookup = Arc<dyn Fn(&str, &str) -> Option<f64> + Send + Sync>;
 
 /// Checks a fleet's document and binds its front door. Nothing is started yet.
 ///

@@ -24,7 +24,7 @@ use crate::{
     http,
     ingest::Ingest,
     journal::{self, Journal},
-    local::{self, LocalBackend, Surroundings},
+    local::{self, LocalBackend, RunningLookup, Surroundings},
     query::Queries,
     state::{Shared, TargetSpec, Wishes},
     tick,
@@ -207,7 +207,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 }
 
 /// What an engine's agent last said of its requests.
-fn running(shared: &Arc<Shared>) -> Arc<dyn Fn(&str, &str) -> Option<f64> + Send + Sync> {
+fn running(shared: &Arc<Shared>) -> RunningLookup {
     let shared = Arc::clone(shared);
     Arc::new(move |target, replica| {
         let now = shared.clock.now();

@@ -88,7 +88,7 @@ pub async fn tick(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, early: boo
 fn take_turn(shared: &Shared, entity: &mut Entity, fleet: Option<Fleet>, now: TimeMs) -> Option<Turn> {
     entity.dirty = false;
     let fleet = fleet?;
-    entity.notes.retain(|pod, _| fleet.details.iter().any(|detail| detail.name == *pod));
+    entity.notes.retain(|name, _| fleet.view.pods.iter().any(|pod| pod.name == *name));
     entity.details = fleet.details.into_iter().map(|detail| (detail.name.clone(), detail)).collect();
     entity.target.observe_fleet(fleet.view);
     entity.target.observe_gateway(fleet.gateway_waiting);

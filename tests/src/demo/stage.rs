@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub(crate) const TTFT_WINDOW_S: u32 = 5;
 /// The percentiles shown.
 pub(crate) const QUANTILES: [f64; 2] = [0.5, 0.95];
-/// Samples of the timeline dated before their time would show requests before they were sent.
+/// A decider that is alive answers within this.
 const RPC_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a stage is set with.

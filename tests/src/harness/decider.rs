@@ -161,9 +161,10 @@ impl Decider {
         &self.options.directory
     }
 
-    /// Its state directory, in [`Decider::directory`].
+    /// Its state directory: the same, so that `infer-decider cleanup --state-dir` on the directory ends what a killed
+    /// run has left.
     pub fn state_dir(&self) -> PathBuf {
-        self.options.directory.join("state")
+        self.options.directory.clone()
     }
 
     /// Its log file.
