@@ -223,7 +223,10 @@ impl<'a, S: Source> Sampler<'a, S> {
     /// Looks at the queue; makes a sample only when it has jumped. Failures are left to the next full scrape to report.
     async fn look(&mut self, settings: &Settings) {
         let Some(path) = self.fast_path() else { return };
-        let time = Duration::from_millis(u64::from(settings.fast_interval_ms)).min(self.scrape_timeout(settings));
+        // Over before the next tick is due: a look that hangs must not make the schedule pass over the full scrape, which
+        // is what tells of the hanging.
+        let time = Duration::from_millis(u64::from(settings.fast_interval_ms / 5 * 4).max(1));
+        let time = time.min(self.scrape_timeout(settings));
         let started_ms = self.shared.clock.now_ms();
         let gauges = match timeout(time, self.source.fetch(path)).await {
             Ok(Ok(body)) => {

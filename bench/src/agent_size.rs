@@ -20,9 +20,14 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
         Figure::total("infer-agent on disk", "MiB", bytes.len() as f64 / MIB, &[]).promised(Target::AtMost(5.0)),
     );
     report.figure(
-        Figure::total("needs a dynamic linker or libraries", "0 or 1", f64::from(u8::from(needs)), &[])
-            .promised(Target::AtMost(0.0))
-            .note("from the ELF program headers: PT_INTERP, or DT_NEEDED in PT_DYNAMIC"),
+        Figure::total(
+            "needs a dynamic linker or libraries",
+            "0 or 1",
+            f64::from(u8::from(needs)),
+            &[],
+        )
+        .promised(Target::AtMost(0.0))
+        .note("from the ELF program headers: PT_INTERP, or DT_NEEDED in PT_DYNAMIC"),
     );
     if let Some(told) = file_says(&path) {
         report.note(format!("file says: {told}"));
@@ -45,12 +50,19 @@ const DT_NEEDED: u64 = 1;
 fn needs(elf: &[u8]) -> anyhow::Result<bool> {
     let number = |at: usize, length: usize| -> anyhow::Result<u64> {
         let bytes = elf.get(at..at + length).context("the file is cut")?;
-        Ok(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        Ok(bytes
+            .iter()
+            .rev()
+            .fold(0, |number, byte| number << 8 | u64::from(*byte)))
     };
     if elf.get(..6) != Some(b"\x7fELF\x02\x01") {
         bail!("not a 64-bit little-endian ELF file");
     }
-    let (table, size, count) = (number(0x20, 8)? as usize, number(0x36, 2)? as usize, number(0x38, 2)? as usize);
+    let (table, size, count) = (
+        number(0x20, 8)? as usize,
+        number(0x36, 2)? as usize,
+        number(0x38, 2)? as usize,
+    );
     for header in (0..count).map(|index| table + index * size) {
         let (offset, length) = (number(header + 8, 8)? as usize, number(header + 0x20, 8)? as usize);
         match number(header, 4)? {

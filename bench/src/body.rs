@@ -51,7 +51,9 @@ impl MovingBody {
             let (series, value) = parts(line).filter(|_| !line.starts_with('#'))?;
             let at = was.get(series).copied().unwrap_or(0.0);
             let name = series.split('{').next().unwrap_or(series);
-            let counts = ["_total", "_bucket", "_count", "_sum"].iter().any(|end| name.ends_with(end));
+            let counts = ["_total", "_bucket", "_count", "_sum"]
+                .iter()
+                .any(|end| name.ends_with(end));
             let series = series.to_owned();
             match value - at {
                 0.0 => None,
@@ -61,7 +63,10 @@ impl MovingBody {
             }
         };
         let line = |line: &str| moving(line).unwrap_or_else(|| Line::Still(line.to_owned()));
-        MovingBody { lines: after.lines().map(line).collect(), steps: f64::from(steps.max(1)) }
+        MovingBody {
+            lines: after.lines().map(line).collect(),
+            steps: f64::from(steps.max(1)),
+        }
     }
 
     /// The body at a step.
@@ -89,7 +94,11 @@ impl MovingBody {
     /// From files written by [`Captures::save`].
     pub(crate) fn load(directory: &Path) -> anyhow::Result<Self> {
         let read = |name| std::fs::read_to_string(directory.join(name)).with_context(|| format!("reading {name}"));
-        Ok(Self::new(&read("before.prom")?, &read("after.prom")?, read("steps")?.trim().parse()?))
+        Ok(Self::new(
+            &read("before.prom")?,
+            &read("after.prom")?,
+            read("steps")?.trim().parse()?,
+        ))
     }
 }
 
@@ -114,8 +123,11 @@ impl Captures {
 
     /// Writes them where [`MovingBody::load`] finds them.
     pub(crate) fn save(&self, directory: &Path) -> anyhow::Result<()> {
-        for (name, text) in [("before.prom", &self.before), ("after.prom", &self.after), ("steps", &self.steps.to_string())]
-        {
+        for (name, text) in [
+            ("before.prom", &self.before),
+            ("after.prom", &self.after),
+            ("steps", &self.steps.to_string()),
+        ] {
             std::fs::write(directory.join(name), text)?;
         }
         Ok(())
@@ -149,7 +161,12 @@ impl Captures {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         let after = capture().await?;
         load.iter().for_each(tokio::task::JoinHandle::abort);
-        Ok(Captures { of: "infersim engine, vllm flavour".to_owned(), before, after, steps: seconds as u32 })
+        Ok(Captures {
+            of: "infersim engine, vllm flavour".to_owned(),
+            before,
+            after,
+            steps: seconds as u32,
+        })
     }
 }
 
@@ -157,7 +174,10 @@ impl Captures {
 pub(crate) async fn until_served(address: SocketAddr) -> anyhow::Result<()> {
     let began = Instant::now();
     while http::request(address, "GET", "/health", "").await.is_err() {
-        anyhow::ensure!(began.elapsed() < Duration::from_secs(20), "no engine at {address} after 20 s");
+        anyhow::ensure!(
+            began.elapsed() < Duration::from_secs(20),
+            "no engine at {address} after 20 s"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
@@ -168,7 +188,10 @@ async fn keep_busy(address: SocketAddr, at: u32) -> anyhow::Result<()> {
     let mut connection = Connection::open(address).await?;
     loop {
         let (prompt, output) = (fastrand::u32(20..2000), fastrand::u32(5..200) + at);
-        let body = format!(r#"{{"prompt":"{}","max_tokens":{output}}}"#, "word ".repeat(prompt as usize));
+        let body = format!(
+            r#"{{"prompt":"{}","max_tokens":{output}}}"#,
+            "word ".repeat(prompt as usize)
+        );
         connection.exchange("POST", "/v1/completions", &body).await?;
     }
 }
@@ -185,7 +208,10 @@ mod tests {
         assert_eq!(body.at(0), before);
         assert_eq!(body.at(2), after);
         let value = |text: &str, series: &str| {
-            text.lines().find_map(|line| parts(line).filter(|(name, _)| *name == series)).unwrap().1
+            text.lines()
+                .find_map(|line| parts(line).filter(|(name, _)| *name == series))
+                .unwrap()
+                .1
         };
         for step in 0..100 {
             let (now, next) = (body.at(step), body.at(step + 1));

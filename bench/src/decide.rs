@@ -40,10 +40,22 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
         }
         let budget = setting.either(Duration::from_secs(20), Duration::from_millis(500));
         let times_ms = measure(&mut kinds, targets, budget);
-        let median = Figure::median(format!("{targets} targets x {PODS} replicas, one tick"), "ms", &times_ms);
-        let promised = if targets == 1000 { median.promised(Promise::AtMost(5.0)) } else { median };
+        let median = Figure::median(
+            format!("{targets} targets x {PODS} replicas, one tick"),
+            "ms",
+            &times_ms,
+        );
+        let promised = if targets == 1000 {
+            median.promised(Promise::AtMost(5.0))
+        } else {
+            median
+        };
         report.figure(promised);
-        report.figure(Figure::p99(format!("{targets} targets x {PODS} replicas, one tick"), "ms", &times_ms));
+        report.figure(Figure::p99(
+            format!("{targets} targets x {PODS} replicas, one tick"),
+            "ms",
+            &times_ms,
+        ));
         let each_us: Vec<f64> = times_ms.iter().map(|ms| ms * 1000.0 / targets as f64).collect();
         report.figure(Figure::median(format!("per target of {targets}"), "µs", &each_us));
     }
@@ -60,10 +72,19 @@ fn grow() -> Vec<Target> {
     let grow = |seed: u64| {
         let mut random = fastrand::Rng::with_seed(seed);
         let began = TimeMs(BEGAN_MS);
-        let mut target = Target::new(&format!("fleet-{seed}"), workload::policy(), workload::BOUNDS, None, began);
+        let mut target = Target::new(
+            &format!("fleet-{seed}"),
+            workload::policy(),
+            workload::BOUNDS,
+            None,
+            began,
+        );
         target.observe_fleet(workload::fleet(PODS, began));
         for pod in 0..PODS {
-            let boot = Boot { id: format!("boot-{pod}"), started_unix_ms: BEGAN_MS };
+            let boot = Boot {
+                id: format!("boot-{pod}"),
+                started_unix_ms: BEGAN_MS,
+            };
             target.claim(&workload::pod_name(pod), &format!("uid-{pod}"), boot);
         }
         for second in 1..=LIVED_S {

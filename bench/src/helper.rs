@@ -108,10 +108,26 @@ async fn engine(listener: TcpListener, body: MovingBody) -> anyhow::Result<serde
             (200, body.at(*full).into_bytes())
         } else if let Some(names) = rest.strip_prefix("metrics/?") {
             *fast += 1;
-            let names: Vec<&str> = names.split('&').filter_map(|name| name.strip_prefix("name[]=")).collect();
+            let names: Vec<&str> = names
+                .split('&')
+                .filter_map(|name| name.strip_prefix("name[]="))
+                .collect();
             let page = body.at(*full);
-            let wanted = |line: &&str| names.iter().any(|name| line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ").starts_with(name));
-            (200, page.lines().filter(wanted).flat_map(|line| [line, "\n"]).collect::<String>().into_bytes())
+            let wanted = |line: &&str| {
+                names.iter().any(|name| {
+                    line.trim_start_matches("# HELP ")
+                        .trim_start_matches("# TYPE ")
+                        .starts_with(name)
+                })
+            };
+            (
+                200,
+                page.lines()
+                    .filter(wanted)
+                    .flat_map(|line| [line, "\n"])
+                    .collect::<String>()
+                    .into_bytes(),
+            )
         } else {
             (404, Vec::new())
         }
@@ -121,7 +137,9 @@ async fn engine(listener: TcpListener, body: MovingBody) -> anyhow::Result<serde
         ended = asked_to_end() => ended?,
     }
     let steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
-    let clients = steps.iter().map(|(client, (full, fast))| (client.clone(), json!({ "full": full, "fast": fast })));
+    let clients = steps
+        .iter()
+        .map(|(client, (full, fast))| (client.clone(), json!({ "full": full, "fast": fast })));
     Ok(serde_json::Value::Object(clients.collect()))
 }
 
@@ -157,7 +175,10 @@ struct Seen {
 async fn sink(listener: TcpListener, fill: u64) -> anyhow::Result<serde_json::Value> {
     say_address(&listener)?;
     let seen = Arc::<Seen>::default();
-    let service = TelemetryServer::new(Sink { fill, seen: Arc::clone(&seen) });
+    let service = TelemetryServer::new(Sink {
+        fill,
+        seen: Arc::clone(&seen),
+    });
     let server = Server::builder().tcp_nodelay(true).add_service(service);
     tokio::select! {
         served = server.serve_with_incoming(TcpListenerStream::new(listener)) => served?,
@@ -173,7 +194,12 @@ async fn sink(listener: TcpListener, fill: u64) -> anyhow::Result<serde_json::Va
 
 /// What the sink wants: as a decider does, with another interval while buffers fill.
 fn wanted(interval_ms: u32) -> Wanted {
-    Wanted { interval_ms, fast_interval_ms: 250, replay_horizon_ms: 600_000, wake_on_waiting_rise: 2 }
+    Wanted {
+        interval_ms,
+        fast_interval_ms: 250,
+        replay_horizon_ms: 600_000,
+        wake_on_waiting_rise: 2,
+    }
 }
 
 #[tonic::async_trait]
@@ -190,17 +216,29 @@ impl Telemetry for Sink {
                 let fine = match message.body {
                     Some(Body::Hello(_)) => {
                         let wanted = Some(wanted(if fill > 0 { 200 } else { 1000 }));
-                        say(Answer::Welcome(Welcome { decider_id: "sink".to_owned(), resume_after: 0, wanted })).await
+                        say(Answer::Welcome(Welcome {
+                            decider_id: "sink".to_owned(),
+                            resume_after: 0,
+                            wanted,
+                        }))
+                        .await
                     }
                     Some(Body::Sample(sample)) => {
                         seen.samples.fetch_add(1, Ordering::Relaxed);
                         seen.urgent.fetch_add(u64::from(sample.urgent), Ordering::Relaxed);
-                        seen.with_histograms.fetch_add(u64::from(!sample.histograms.is_empty()), Ordering::Relaxed);
-                        let acked = say(Answer::Ack(Ack { sequence: sample.sequence })).await;
+                        seen.with_histograms
+                            .fetch_add(u64::from(!sample.histograms.is_empty()), Ordering::Relaxed);
+                        let acked = say(Answer::Ack(Ack {
+                            sequence: sample.sequence,
+                        }))
+                        .await;
                         acked && (sample.sequence != fill || say(Answer::Wanted(wanted(1000))).await)
                     }
                     Some(Body::Goodbye(goodbye)) => {
-                        say(Answer::Ack(Ack { sequence: goodbye.newest_sequence })).await;
+                        say(Answer::Ack(Ack {
+                            sequence: goodbye.newest_sequence,
+                        }))
+                        .await;
                         false
                     }
                     None => false,

@@ -66,12 +66,18 @@ async fn converse(mut stream: TcpStream, answer: impl Fn(&Request) -> (u16, Vec<
 
 /// Length of the head, its empty line included.
 fn head_end(received: &[u8]) -> Option<usize> {
-    received.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+    received
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map(|at| at + 4)
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
-    lines.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    lines
+        .into_iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
 }
 
 /// A connection to one of our engines.
@@ -83,9 +89,14 @@ pub(crate) struct Connection {
 impl Connection {
     /// Opens it.
     pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
+        let stream = TcpStream::connect(address)
+            .await
+            .with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, received: Vec::new() })
+        Ok(Connection {
+            stream,
+            received: Vec::new(),
+        })
     }
 
     /// One request and its answer's status and body.
@@ -98,8 +109,14 @@ impl Connection {
         loop {
             if let Some(head_end) = head_end(&self.received) {
                 let head = String::from_utf8_lossy(&self.received[..head_end]).into_owned();
-                let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-                let length: usize = header(&head, "content-length").context("an answer without a length")?.parse()?;
+                let status = head
+                    .split(' ')
+                    .nth(1)
+                    .and_then(|status| status.parse().ok())
+                    .context("no status")?;
+                let length: usize = header(&head, "content-length")
+                    .context("an answer without a length")?
+                    .parse()?;
                 while self.received.len() < head_end + length {
                     if self.stream.read_buf(&mut self.received).await? == 0 {
                         bail!("the answer was cut");
@@ -120,7 +137,10 @@ impl Connection {
 pub(crate) async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> anyhow::Result<Vec<u8>> {
     let (status, body) = Connection::open(address).await?.exchange(method, path, body).await?;
     if status != 200 {
-        bail!("{method} {path} of {address}: {status} {}", String::from_utf8_lossy(&body));
+        bail!(
+            "{method} {path} of {address}: {status} {}",
+            String::from_utf8_lossy(&body)
+        );
     }
     Ok(body)
 }

@@ -84,7 +84,10 @@ impl Setting {
     pub(crate) fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.bin_dir.join(name);
         if !path.is_file() {
-            bail!("{} is not there; bench/run builds it, or give --bin-dir", path.display());
+            bail!(
+                "{} is not there; bench/run builds it, or give --bin-dir",
+                path.display()
+            );
         }
         Ok(path)
     }
@@ -97,13 +100,34 @@ impl Setting {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(run) => run_benches(run),
+        Command::Run(run) => end_children_with_us().and_then(|()| run_benches(run)),
         Command::Helper(helper) => helper::run(helper).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         say(&format!("infer-bench: {error:#}"));
         ExitCode::FAILURE
     })
+}
+
+/// SIGINT and SIGTERM end what was started before they end this program.
+fn end_children_with_us() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        process::end_all();
+        std::process::exit(1);
+    });
+    Ok(())
 }
 
 /// To the person who waits.
@@ -117,10 +141,17 @@ fn run_benches(run: Run) -> anyhow::Result<ExitCode> {
     let beside = std::env::current_exe().context("where this program is")?;
     let setting = Setting {
         quick: run.quick,
-        bin_dir: run.bin_dir.or_else(|| Some(beside.parent()?.to_owned())).unwrap_or_default(),
+        bin_dir: run
+            .bin_dir
+            .or_else(|| Some(beside.parent()?.to_owned()))
+            .unwrap_or_default(),
         build: run.build,
     };
-    let names = if run.names.is_empty() { NAMES.map(str::to_owned).into() } else { run.names };
+    let names = if run.names.is_empty() {
+        NAMES.map(str::to_owned).into()
+    } else {
+        run.names
+    };
     std::fs::create_dir_all(&run.out).with_context(|| format!("making {}", run.out.display()))?;
     let mut failed = false;
     for name in names {

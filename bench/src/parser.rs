@@ -29,7 +29,9 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     for captures in [Some(stand_in), real].into_iter().flatten() {
         measure(&captures, batches, report)?;
     }
-    report.note("full visit: the visitor is handed name, raw labels and value of every sample, # lines and values included");
+    report.note(
+        "full visit: the visitor is handed name, raw labels and value of every sample, # lines and values included",
+    );
     report.note("one thread; each sample is a batch of 5 MB, median over batches; the body is in the cache, as it is after a read");
     Ok(())
 }
@@ -40,13 +42,15 @@ fn measure(captures: &Captures, batches: usize, report: &mut Report) -> anyhow::
     let samples = exposition::for_each_sample(body, |_| {}).samples;
     report.note(format!("{of}: {} bytes, {samples} samples", body.len()));
     let speeds = visit_mb_per_s(body, batches);
-    report.figure(
-        Figure::median(format!("every sample, {of}"), "MB/s", &speeds).promised(Target::AtLeast(800.0)),
-    );
+    report.figure(Figure::median(format!("every sample, {of}"), "MB/s", &speeds).promised(Target::AtLeast(800.0)));
     let speeds = rate(body.len(), batches, || {
         let mut sum = 0;
         exposition::for_each_sample(black_box(body), |sample| {
-            sum += sample.labels.iter().map(|(name, value)| name.len() + value.raw().len()).sum::<usize>();
+            sum += sample
+                .labels
+                .iter()
+                .map(|(name, value)| name.len() + value.raw().len())
+                .sum::<usize>();
         });
         black_box(sum);
     });

@@ -1,10 +1,12 @@
 //! Processes: started, looked at from outside, and never left behind.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpListener},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,6 +19,28 @@ use nix::{
 /// Units of /proc/PID/stat's times per second: part of Linux' ABI.
 const TICKS_PER_S: u64 = 100;
 
+/// Every child that has not been waited for.
+static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn children_now() -> MutexGuard<'static, BTreeSet<u32>> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When this program is asked to end in the middle: asks every child to end (a decider then ends its engines) and waits
+/// for that.
+pub(crate) fn end_all() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let pids = children_now().clone();
+    for pid in &pids {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGTERM);
+    }
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE && pids.iter().any(|pid| is_alive(*pid)) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A child that ends, at the latest, with this value.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -25,10 +49,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it; its stderr goes to `log` or nowhere.
+    /// Starts it.
     pub(crate) fn start(what: &str, command: &mut Command) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("starting {what}"))?;
-        Ok(Process { child, what: what.to_owned() })
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {what}"))?;
+        children_now().insert(child.id());
+        Ok(Process {
+            child,
+            what: what.to_owned(),
+        })
     }
 
     /// Its id.
@@ -57,7 +88,8 @@ impl Process {
     }
 
     fn signal_and_wait(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).with_context(|| format!("ending {}", self.what))?;
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)
+            .with_context(|| format!("ending {}", self.what))?;
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -78,6 +110,7 @@ impl Drop for Process {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+        children_now().remove(&self.child.id());
     }
 }
 
@@ -101,8 +134,15 @@ impl HelperProcess {
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
         stdout.read_line(&mut line).context("where a helper listens")?;
-        let address = line.trim().parse().with_context(|| format!("helper {arguments:?} said {line:?}"))?;
-        Ok(HelperProcess { process, stdout, address })
+        let address = line
+            .trim()
+            .parse()
+            .with_context(|| format!("helper {arguments:?} said {line:?}"))?;
+        Ok(HelperProcess {
+            process,
+            stdout,
+            address,
+        })
     }
 
     /// Its id.
@@ -144,9 +184,17 @@ impl CpuTime {
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             // A thread may end while we look.
             let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            on_cpu_ns += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+            on_cpu_ns += text
+                .split(' ')
+                .next()
+                .and_then(|ns| ns.parse::<u64>().ok())
+                .unwrap_or(0);
         }
-        Ok(CpuTime { at: Instant::now(), ticks: ticks(11) + ticks(12), on_cpu_ns })
+        Ok(CpuTime {
+            at: Instant::now(),
+            ticks: ticks(11) + ticks(12),
+            on_cpu_ns,
+        })
     }
 
     /// Percent of one core since `before`, by the scheduler's clock.
@@ -186,7 +234,10 @@ impl Memory {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("reading smaps_rollup")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading status")?;
         let mib = |text: &str, name: &str| -> anyhow::Result<f64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .with_context(|| format!("no {name}"))?;
             Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
         };
         Ok(Memory {
@@ -199,9 +250,17 @@ impl Memory {
 
 /// Children of a process (of any of its threads) that run `program`.
 pub(crate) fn children(pid: u32, program: &str) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let children = lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>());
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let lists = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children = lists.flat_map(|list| {
+        list.split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect::<Vec<u32>>()
+    });
     let runs = |pid: &u32| {
         // Right after the fork it still has its parent's name.
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == program)

@@ -15,6 +15,9 @@ use crate::{
     machine::{self, Machine},
 };
 
+/// Beyond this a run on a quiet machine is not one.
+const STALL_MS: f64 = 500.0;
+
 /// What is promised of a figure.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -108,7 +111,10 @@ impl Figure {
     /// One number over the whole run, with the parts it was also measured in, if any.
     pub(crate) fn total(name: impl Into<String>, unit: &'static str, value: f64, parts: &[f64]) -> Self {
         let parts = if parts.is_empty() { &[value][..] } else { parts };
-        Figure { value, ..Self::of(name, unit, parts, "total") }
+        Figure {
+            value,
+            ..Self::of(name, unit, parts, "total")
+        }
     }
 
     /// Judged by `target`.
@@ -116,6 +122,11 @@ impl Figure {
         self.target = Some(target);
         self.met = Some(target.met_by(self.value));
         self
+    }
+
+    /// What is judged.
+    pub(crate) fn value(&self) -> f64 {
+        self.value
     }
 
     /// With something to know about it.
@@ -138,6 +149,8 @@ pub(crate) struct Report {
     machine: Machine,
     load_average_before: f64,
     load_average_after: f64,
+    /// The longest time for which a thread that wanted to wake up could not: a machine that stood still, or was busy.
+    longest_stall_ms: f64,
     build: String,
     versions: BTreeMap<String, String>,
     figures: Vec<Figure>,
@@ -148,6 +161,8 @@ pub(crate) struct Report {
     peer: Option<String>,
     #[serde(skip)]
     began: std::time::Instant,
+    #[serde(skip)]
+    stalls: machine::StallWatch,
 }
 
 impl Report {
@@ -162,12 +177,14 @@ impl Report {
             machine: Machine::this(),
             load_average_before: machine::load_average(),
             load_average_after: 0.0,
+            longest_stall_ms: 0.0,
             build: setting.build.clone(),
             versions: machine::versions(),
             figures: Vec::new(),
             notes: Vec::new(),
             peer: None,
             began: std::time::Instant::now(),
+            stalls: machine::StallWatch::start(),
         }
     }
 
@@ -195,6 +212,13 @@ impl Report {
     pub(crate) fn end(&mut self) {
         self.duration_s = (self.began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         self.load_average_after = machine::load_average();
+        self.longest_stall_ms = self.stalls.longest_ms();
+        if self.longest_stall_ms > STALL_MS {
+            let stall = number(self.longest_stall_ms);
+            self.notes.push(format!(
+                "THE MACHINE STOOD STILL for {stall} ms in this run: measure again when it is quiet"
+            ));
+        }
     }
 
     /// Writes `<bench>.json`.
@@ -230,14 +254,24 @@ impl Report {
                 number(figure.max),
             ]);
         }
-        let widths: Vec<usize> =
-            (0..head.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
-        let mut out = format!("{}: {}{}\n", self.bench, self.date, if self.quick { " (quick: means little)" } else { "" });
+        let widths: Vec<usize> = (0..head.len())
+            .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+            .collect();
+        let mut out = format!(
+            "{}: {}{}\n",
+            self.bench,
+            self.date,
+            if self.quick { " (quick: means little)" } else { "" }
+        );
         for row in &rows {
             out.push_str("  ");
             for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 let pad = " ".repeat(width - cell.chars().count());
-                let cell = if at == 0 || at == 3 { format!("{cell}{pad}  ") } else { format!("{pad}{cell}  ") };
+                let cell = if at == 0 || at == 3 {
+                    format!("{cell}{pad}  ")
+                } else {
+                    format!("{pad}{cell}  ")
+                };
                 out.push_str(&cell);
             }
             out.truncate(out.trim_end().len());
@@ -270,9 +304,18 @@ fn utc(time: SystemTime) -> String {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", of_day / 3600, of_day / 60 % 60, of_day % 60)
+    format!(
+        "{year}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        of_day / 3600,
+        of_day / 60 % 60,
+        of_day % 60
+    )
 }
 
 #[cfg(test)]
@@ -293,13 +336,24 @@ mod tests {
     fn statistics_are_by_nearest_rank() {
         let samples: Vec<f64> = (1..=50).map(f64::from).collect();
         let figure = Figure::p99("x", "ms", &samples).promised(Target::AtMost(49.0));
-        assert_eq!((figure.min, figure.median, figure.value, figure.max), (1.0, 25.0, 50.0, 50.0));
+        assert_eq!(
+            (figure.min, figure.median, figure.value, figure.max),
+            (1.0, 25.0, 50.0, 50.0)
+        );
         assert_eq!(figure.met, Some(false));
-        assert_eq!(Figure::median("x", "MB/s", &samples).promised(Target::AtLeast(25.0)).met, Some(true));
+        assert_eq!(
+            Figure::median("x", "MB/s", &samples)
+                .promised(Target::AtLeast(25.0))
+                .met,
+            Some(true)
+        );
     }
 
     #[test]
     fn numbers() {
-        assert_eq!([0.0, 0.123_456, 12.345, 1234.5].map(number), ["0", "0.1235", "12.35", "1234"]);
+        assert_eq!(
+            [0.0, 0.123_456, 12.345, 1234.5].map(number),
+            ["0", "0.1235", "12.35", "1234"]
+        );
     }
 }

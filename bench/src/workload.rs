@@ -16,7 +16,13 @@ pub(crate) fn policy() -> Arc<Policy> {
     let metric = |metric, target| MetricTarget { metric, target };
     Arc::new(Policy {
         metrics: vec![
-            metric(Metric::Latency { signal: Signal::Ttft, quantile: 0.95 }, 2000.0),
+            metric(
+                Metric::Latency {
+                    signal: Signal::Ttft,
+                    quantile: 0.95,
+                },
+                2000.0,
+            ),
             metric(Metric::Concurrency, 32.0),
             metric(Metric::KvUsage, 0.8),
         ],
@@ -44,7 +50,10 @@ pub(crate) fn fleet(pods: usize, since: TimeMs) -> FleetView {
         phase: Phase::Ready,
         ready_since: Some(since),
     };
-    FleetView { spec: pods as u32, pods: (0..pods).map(pod).collect() }
+    FleetView {
+        spec: pods as u32,
+        pods: (0..pods).map(pod).collect(),
+    }
 }
 
 /// vLLM's bucket bounds of the time to first token, ms.
@@ -66,7 +75,9 @@ const REQUEST_MS: [f64; 20] = [
 fn observed(random: &mut fastrand::Rng, bounds_ms: &[f64], around: usize, count: u64) -> BoundedHistogram {
     let mut histogram = BoundedHistogram::default();
     for _ in 0..count {
-        let bucket = around.saturating_add_signed(random.isize(-2..=2)).min(bounds_ms.len() - 1);
+        let bucket = around
+            .saturating_add_signed(random.isize(-2..=2))
+            .min(bounds_ms.len() - 1);
         let low_ms = bucket.checked_sub(1).map_or(0.0, |below| bounds_ms[below]);
         histogram.record(low_ms, Some(bounds_ms[bucket]), 1);
     }

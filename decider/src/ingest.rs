@@ -26,10 +26,16 @@ use crate::{
 
 /// Answers not yet taken by the transport. An agent that does not read its acknowledgements stops being read itself.
 const ANSWERS: usize = 64;
+/// Who opens a stream says who it is, or loses it.
+const HELLO_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// No sample covers more than this; a longer one is a malformed message.
 const INTERVAL_MS_MAX: u32 = 3_600_000;
 /// Gauges above this are not counts of requests.
 const GAUGE_MAX: f64 = 1e9;
+/// Counts above this, in one sample, are no counts: sums over all replicas and seconds stay far from overflowing.
+const COUNT_MAX: u64 = 1 << 44;
+/// No clock that counts from its own start has come this far (140 years).
+const CLOCK_MS_MAX: u64 = 1 << 42;
 /// Bounds on text an agent may send, in bytes: Kubernetes names have at most 253.
 const NAME_MAX: usize = 256;
 const DETAIL_MAX: usize = 1024;
@@ -59,7 +65,7 @@ impl Telemetry for Ingest {
             shared: Arc::clone(&self.shared),
             inbound: request.into_inner(),
             answers: answers.clone(),
-            offset_ms: None,
+            offset: None,
         };
         let mut shutdown = self.shutdown.clone();
         tokio::spawn(async move {
@@ -80,8 +86,38 @@ struct AgentStream {
     shared: Arc<Shared>,
     inbound: Streaming<AgentMessage>,
     answers: mpsc::Sender<Result<DeciderMessage, Status>>,
-    /// Smallest (arrival − sent) seen: the agent's clock against ours.
-    offset_ms: Option<i64>,
+    /// The agent's clock against ours.
+    offset: Option<Offset>,
+}
+
+/// Smallest (arrival − sent) of late: what is above it is time on the way.
+///
+/// Not the smallest ever: streams live for weeks, clocks drift apart by seconds a day, and one that stood still while
+/// its machine was suspended stays behind for good. Samples would look old for ever after.
+struct Offset {
+    since: TimeMs,
+    smallest_ms: i64,
+    /// Of the period before.
+    before_ms: i64,
+}
+
+impl Offset {
+    /// Long enough to see a message that was not delayed, short enough for drift not to matter.
+    const PERIOD_S: f64 = 30.0;
+
+    fn note(known: Option<Offset>, offset_ms: i64, now: TimeMs) -> Offset {
+        match known {
+            None => Offset { since: now, smallest_ms: offset_ms, before_ms: offset_ms },
+            Some(known) if now.since_s(known.since) >= Offset::PERIOD_S => {
+                Offset { since: now, smallest_ms: offset_ms, before_ms: known.smallest_ms }
+            }
+            Some(known) => Offset { smallest_ms: known.smallest_ms.min(offset_ms), ..known },
+        }
+    }
+
+    fn ms(&self) -> i64 {
+        self.smallest_ms.min(self.before_ms)
+    }
 }
 
 /// Who speaks on a stream.
@@ -120,16 +156,19 @@ impl AgentStream {
     }
 
     async fn converse(&mut self) -> Result<(), Status> {
-        let first = self.inbound.next().await.ok_or_else(|| Status::invalid_argument("the stream ended before a hello"))??;
+        let first = tokio::time::timeout(HELLO_TIMEOUT, self.inbound.next()).await;
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("no hello within 10 s"))?
+            .ok_or_else(|| Status::invalid_argument("the stream ended before a hello"))??;
         let Some(Body::Hello(hello)) = first.body else {
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
-        self.note_clock(first.sent_ms);
+        self.note_clock(first.sent_ms)?;
         let speaker = self.welcome(hello).await?;
         let _connected = Connected::new(&self.shared);
         while let Some(message) = self.inbound.next().await {
             let message = message?;
-            self.note_clock(message.sent_ms);
+            self.note_clock(message.sent_ms)?;
             match message.body {
                 Some(Body::Sample(sample)) => {
                     let sequence = sample.sequence;
@@ -153,9 +192,14 @@ impl AgentStream {
         self.answers.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent is gone"))
     }
 
-    fn note_clock(&mut self, sent_ms: u64) {
-        let offset = self.shared.clock.now().0.saturating_sub(i64::try_from(sent_ms).unwrap_or(i64::MAX));
-        self.offset_ms = Some(self.offset_ms.map_or(offset, |known| known.min(offset)));
+    fn note_clock(&mut self, sent_ms: u64) -> Result<(), Status> {
+        let sent = i64::try_from(sent_ms).ok().filter(|_| sent_ms <= CLOCK_MS_MAX);
+        let sent = sent.ok_or_else(|| {
+            Status::invalid_argument(format!("sent_ms {sent_ms} is more than {CLOCK_MS_MAX}: it counts from the agent's start"))
+        })?;
+        let now = self.shared.clock.now();
+        self.offset = Some(Offset::note(self.offset.take(), now.0.saturating_sub(sent), now));
+        Ok(())
     }
 
     async fn welcome(&mut self, hello: v1::Hello) -> Result<Speaker, Status> {
@@ -218,7 +262,7 @@ impl AgentStream {
         let engine = sample.engine.clone();
         let scrape = sample.scrape.clone().unwrap_or_default();
         let gauges = sample.gauges;
-        let sample = decode(sample, sent_ms, self.offset_ms.unwrap_or(0), now)
+        let sample = decode(sample, sent_ms, self.offset.as_ref().map_or(0, Offset::ms), now)
             .map_err(|problem| Status::invalid_argument(format!("sample of {:?}: {problem}", speaker.pod)))?;
         let counters = &self.shared.counters;
         let mut state = self.shared.state();
@@ -246,7 +290,6 @@ impl AgentStream {
                 }
                 if gauges.is_some() {
                     note.gauges = gauges;
-                    note.first_sample.get_or_insert(sample.end);
                 }
                 if urgent && queue_rose {
                     entity.dirty = true;
@@ -292,24 +335,43 @@ fn decode(sample: v1::Sample, sent_ms: u64, offset_ms: i64, now: TimeMs) -> Resu
     }
     let end = i64::try_from(sample.end_ms).unwrap_or(i64::MAX).saturating_add(offset_ms);
     let gauges = sample.gauges.map(|gauges| decode_gauges(&gauges)).transpose()?;
-    let counters = sample.counters.unwrap_or_default();
+    let counters = decode_counters(&sample.counters.unwrap_or_default())?;
     let histograms = sample.histograms.iter().map(decode_histogram).collect::<Result<_, _>>()?;
     Ok(Sample {
         sequence: sample.sequence,
         end: TimeMs(end.min(now.0)),
         interval_ms: sample.interval_ms,
         gauges,
-        counters: Counters {
-            prompt_tokens: counters.prompt_tokens.unwrap_or(0),
-            prompt_tokens_cached: counters.prompt_tokens_cached.unwrap_or(0),
-            generation_tokens: counters.generation_tokens.unwrap_or(0),
-            requests: counters.requests.unwrap_or(0),
-            requests_failed: counters.requests_failed.unwrap_or(0),
-            requests_rejected: counters.requests_rejected.unwrap_or(0),
-            preemptions: counters.preemptions.unwrap_or(0),
-        },
+        counters,
         histograms,
     })
+}
+
+fn decode_counters(counters: &v1::Counters) -> Result<Counters, String> {
+    let mut unknown = 0;
+    let mut position = 0;
+    let mut count = |value: Option<u64>| {
+        if value.is_none() {
+            unknown |= 1 << position;
+        }
+        position += 1;
+        match value.unwrap_or(0) {
+            count if count > COUNT_MAX => Err(format!("counters.{} is {count}", Counters::NAMES[position - 1])),
+            count => Ok(count),
+        }
+    };
+    // In the order of `Counters::NAMES`.
+    let decoded = Counters {
+        prompt_tokens: count(counters.prompt_tokens)?,
+        prompt_tokens_cached: count(counters.prompt_tokens_cached)?,
+        generation_tokens: count(counters.generation_tokens)?,
+        requests: count(counters.requests)?,
+        requests_failed: count(counters.requests_failed)?,
+        requests_rejected: count(counters.requests_rejected)?,
+        preemptions: count(counters.preemptions)?,
+        unknown: 0,
+    };
+    Ok(Counters { unknown, ..decoded })
 }
 
 fn decode_gauges(gauges: &v1::Gauges) -> Result<Gauges, String> {
@@ -340,5 +402,33 @@ fn decode_histogram(delta: &v1::HistogramDelta) -> Result<(Signal, BoundedHistog
         let (said, have) = (delta.count, histogram.count());
         return Err(format!("histogram {}: count says {said}, the cells hold {have}", signal.name()));
     }
+    if delta.count > COUNT_MAX {
+        return Err(format!("histogram {}: count is {}", signal.name(), delta.count));
+    }
     Ok((signal, histogram))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_offset_follows_drift_and_a_suspended_agent_and_no_delay() {
+        let mut offset = None;
+        let mut note = |now_s: i64, offset_ms: i64| {
+            let noted = Offset::note(offset.take(), offset_ms, TimeMs(now_s * 1000));
+            offset.insert(noted).ms()
+        };
+        assert_eq!(note(0, 1_040), 1_040);
+        for second in 1..100 {
+            // Every other message is 3 s late.
+            assert!(note(second, 1_000 + 3_000 * (second % 2)) <= 1_040);
+        }
+        // The agent's machine was suspended for a minute: its clock is a minute behind from now on.
+        for second in 160..220 {
+            note(second, 61_000);
+        }
+        assert_eq!(note(221, 61_000), 61_000);
+        assert_eq!(note(222, 60_500), 60_500);
+    }
 }

@@ -5,8 +5,10 @@
 //! disk delays no decision; what could not be written is counted and makes the decider's health "degraded".
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -84,6 +86,9 @@ pub enum Entry {
         unix_ms: i64,
         /// What.
         memory: Box<Memory>,
+        /// The number the next decision will get: checkpoints outlive the decisions before them.
+        #[serde(default)]
+        next_decision_id: u64,
     },
     /// A person's word.
     Control(ControlEntry),
@@ -158,9 +163,12 @@ impl Journal {
             read_segment(path, &mut recovered).map_err(failed)?;
         }
         let next = segments.last().map_or(1, |(number, _)| number + 1);
+        // A decider that is started often must not push its past out with segments of a few lines each.
+        let segment = segments.last().and_then(|(_, path)| Segment::resume(path).ok());
         let health = Arc::new(Health::default());
         let (queue, jobs) = sync_channel(QUEUE);
-        let mut writer = Writer { directory: directory.to_owned(), next, segment: None, health: Arc::clone(&health) };
+        let words = recovered.entries.iter().filter_map(word).map(|(target, entry)| (target, entry.clone())).collect();
+        let mut writer = Writer { directory: directory.to_owned(), next, segment, words, health: Arc::clone(&health) };
         std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&jobs)).map_err(failed)?;
         Ok((Journal { queue, health }, recovered))
     }
@@ -224,11 +232,77 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     (crc32fast::hash(json) == checksum).then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
+/// The file that is written now.
+struct Segment {
+    file: File,
+    path: PathBuf,
+    /// Bytes of whole lines.
+    size: u64,
+}
+
+impl Segment {
+    fn create(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
+        Ok(Segment { file, path, size: 0 })
+    }
+
+    /// Goes on with a segment of an earlier run; a line that a crash has torn gets its end.
+    fn resume(path: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).append(true).open(path)?;
+        let mut size = file.metadata()?.len();
+        if size > 0 {
+            let mut last = [0];
+            file.read_exact_at(&mut last, size - 1)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+                size += 1;
+            }
+        }
+        Ok(Segment { file, path: path.to_owned(), size })
+    }
+
+    /// Appends lines, all or nothing.
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        let written = self.file.write_all(lines);
+        match &written {
+            Ok(()) => self.size += lines.len() as u64,
+            // What did not fit whole is taken back; if even that fails the checksum tells.
+            Err(_) => self.file.set_len(self.size).unwrap_or_default(),
+        }
+        written
+    }
+
+    /// Whether what is written is still found under the path: somebody may have removed or moved the directory.
+    fn in_place(&self) -> io::Result<bool> {
+        let (open, named) = (self.file.metadata()?, fs::metadata(&self.path)?);
+        Ok((open.dev(), open.ino()) == (named.dev(), named.ino()))
+    }
+}
+
 struct Writer {
     directory: PathBuf,
     next: u64,
-    segment: Option<(File, u64)>,
+    segment: Option<Segment>,
+    /// The last word on each target. Said again at the head of each segment, so that a pause outlives the segment it
+    /// was first said in.
+    words: BTreeMap<String, Entry>,
     health: Arc<Health>,
+}
+
+/// Whose word an entry is.
+fn word(entry: &Entry) -> Option<(String, &Entry)> {
+    match entry {
+        Entry::Control(control) => Some((control.target.clone(), entry)),
+        Entry::Decision(_) | Entry::Checkpoint { .. } => None,
+    }
+}
+
+fn to_line(entry: &Entry) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(entry)?;
+    let mut line = format!("{:08x} ", crc32fast::hash(&json)).into_bytes();
+    line.extend_from_slice(&json);
+    line.push(b'\n');
+    Ok(line)
 }
 
 impl Writer {
@@ -245,16 +319,17 @@ impl Writer {
                         Ok(()) => written += 1,
                         Err(error) => {
                             self.health.lost.fetch_add(1, Ordering::Relaxed);
-                            self.segment = None;
                             result = Err(error);
                         }
                     },
                 }
             }
             if written > 0 {
-                match self.segment.as_ref().map_or(Ok(()), |(file, _)| file.sync_data()) {
+                match self.segment.as_ref().map_or(Ok(()), |segment| segment.file.sync_data()) {
                     Ok(()) => self.health.written.fetch_add(written, Ordering::Relaxed),
                     Err(error) => {
+                        // What the system could not write it forgets; what comes next goes elsewhere.
+                        self.segment = None;
                         result = Err(error);
                         self.health.lost.fetch_add(written, Ordering::Relaxed)
                     }
@@ -272,25 +347,31 @@ impl Writer {
     }
 
     fn write(&mut self, entry: &Entry) -> io::Result<()> {
-        let json = serde_json::to_vec(entry)?;
-        let mut line = format!("{:08x} ", crc32fast::hash(&json)).into_bytes();
-        line.extend_from_slice(&json);
-        line.push(b'\n');
-        if self.segment.as_ref().is_none_or(|(_, size)| *size >= SEGMENT_BYTES) {
-            self.open_segment()?;
+        if let Some((target, entry)) = word(entry) {
+            self.words.insert(target, entry.clone());
         }
-        let Some((file, size)) = &mut self.segment else { return Err(io::Error::other("no segment")) };
-        file.write_all(&line)?;
-        *size += line.len() as u64;
-        Ok(())
+        let usable = |segment: &Segment| segment.size < SEGMENT_BYTES && segment.in_place().unwrap_or(false);
+        let mut lines = Vec::new();
+        if !self.segment.as_ref().is_some_and(usable) {
+            self.segment = None;
+            self.segment = Some(Segment::create(self.directory.join(format!("{:010}.{SUFFIX}", self.next)))?);
+            self.next += 1;
+        }
+        let Some(segment) = &mut self.segment else { return Err(io::Error::other("no segment")) };
+        let is_new = segment.size == 0;
+        if is_new {
+            for word in self.words.values().filter(|word| *word != entry) {
+                lines.extend(to_line(word)?);
+            }
+        }
+        lines.extend(to_line(entry)?);
+        // On failure the segment stays: a full disk must not fill the directory with empty ones.
+        segment.write(&lines)?;
+        if is_new { self.drop_oldest() } else { Ok(()) }
     }
 
-    /// Begins a segment, and drops the oldest ones over the limit.
-    fn open_segment(&mut self) -> io::Result<()> {
-        let path = self.directory.join(format!("{:010}.{SUFFIX}", self.next));
-        let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
-        self.next += 1;
-        self.segment = Some((file, 0));
+    /// Removes the oldest segments over the limit; not before the newest one holds something.
+    fn drop_oldest(&self) -> io::Result<()> {
         let segments = segments(&self.directory)?;
         for (_, old) in segments.iter().take(segments.len().saturating_sub(SEGMENTS_MAX)) {
             fs::remove_file(old)?;
@@ -353,12 +434,31 @@ mod tests {
     fn the_oldest_segments_go() {
         let directory = tempfile::tempdir().unwrap();
         let health = Arc::default();
-        let mut writer = Writer { directory: directory.path().to_owned(), next: 1, segment: None, health };
-        for _ in 0..SEGMENTS_MAX + 3 {
-            writer.open_segment().unwrap();
+        let directory_path = directory.path().to_owned();
+        let mut writer = Writer { directory: directory_path, next: 1, segment: None, words: BTreeMap::new(), health };
+        writer.write(&control("first")).unwrap();
+        for _ in 0..SEGMENTS_MAX + 2 {
+            writer.segment = None;
+            writer.write(&control("a")).unwrap();
         }
         let numbers: Vec<_> = segments(directory.path()).unwrap().into_iter().map(|(number, _)| number).collect();
         assert_eq!(numbers, (4..=SEGMENTS_MAX as u64 + 3).collect::<Vec<_>>());
+        // What a person has said is not gone with them.
+        let (_, recovered) = Journal::open(directory.path()).unwrap();
+        assert!(recovered.entries.contains(&control("first")));
+    }
+
+    #[test]
+    fn starting_often_makes_no_segments() {
+        let directory = tempfile::tempdir().unwrap();
+        for _ in 0..SEGMENTS_MAX + 3 {
+            let (journal, _) = Journal::open(directory.path()).unwrap();
+            journal.append(control("a"));
+            journal.flush();
+        }
+        let (_, recovered) = Journal::open(directory.path()).unwrap();
+        assert_eq!(recovered.entries.len(), SEGMENTS_MAX + 3);
+        assert_eq!(segments(directory.path()).unwrap().len(), 1);
     }
 
     #[test]
@@ -375,5 +475,11 @@ mod tests {
         journal.append(control("b"));
         journal.flush();
         assert_eq!(journal.health().problem(), None);
+        // Likewise when a segment is open in it.
+        fs::remove_dir_all(&path).unwrap();
+        journal.append(control("c"));
+        journal.flush();
+        assert!(journal.health().problem().is_some());
+        assert_eq!(journal.health().lost.load(Ordering::Relaxed), 2);
     }
 }

@@ -226,11 +226,6 @@ impl LocalBackend {
         }
         LocalBackend { members, changed }
     }
-
-    /// The fleets' front doors, by fleet.
-    pub fn doors(&self) -> impl Iterator<Item = (&str, &infer_frontdoor::Handle)> {
-        self.members.iter().filter_map(|(name, member)| Some((name.as_str(), member.door.as_ref()?)))
-    }
 }
 
 /// Tells of every change of a fleet and every rise of its held requests; ends with the supervisor.

@@ -1,6 +1,6 @@
 //! `infer-decider`: run, check documents, clean up.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -126,9 +126,13 @@ fn say(text: &str) {
 
 fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_new(&run.log).with_context(|| format!("--log {:?}", run.log))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // A log file is read by people and tools that do not know escapes.
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_writer(std::io::stderr);
     match run.log_format {
-        LogFormat::Human => logs.init(),
+        LogFormat::Human => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
     let options = service::Options {

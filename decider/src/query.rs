@@ -24,6 +24,8 @@ const LIST_MAX: usize = 1000;
 /// Nobody overrides for longer than a day.
 const OVERRIDE_S_MAX: u32 = 86_400;
 const REASON_MAX: usize = 512;
+/// Quantiles per question; each costs a walk over the window's histograms while everybody else waits.
+const QUANTILES_MAX: usize = 32;
 
 type Watch<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -234,6 +236,10 @@ impl Decisions for Queries {
         let request = request.into_inner();
         if let Some(q) = request.quantiles.iter().find(|q| !(0.0..=1.0).contains(*q)) {
             return Err(Status::invalid_argument(format!("quantile {q} is not between 0 and 1")));
+        }
+        if request.quantiles.len() > QUANTILES_MAX {
+            let message = format!("{} quantiles asked for, at most {QUANTILES_MAX}", request.quantiles.len());
+            return Err(Status::invalid_argument(message));
         }
         let now = self.shared.clock.now();
         let mut state = self.shared.state();

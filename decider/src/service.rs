@@ -77,6 +77,9 @@ pub enum Error {
     /// The gRPC server.
     #[error("gRPC server: {0}")]
     Server(#[from] tonic::transport::Error),
+    /// Nothing would be decided any more.
+    #[error("the task that decides has ended: {0}")]
+    Ticks(String),
     /// gRPC reflection.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -161,13 +164,19 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let backend: Arc<dyn Actuator> = Arc::new(LocalBackend::start(fleets, &mut tasks, &fleets_stopped).await);
     // Ticks end before fleets do: a stopping fleet is nothing to decide on.
     let (stop_ticks, ticks_stopped) = watch::channel(false);
-    let ticks = tokio::spawn(tick::run(Arc::clone(&shared), backend, ticks_stopped));
+    let mut ticks = tokio::spawn(tick::run(Arc::clone(&shared), backend, ticks_stopped));
 
     tokio::pin!(shutdown);
     let mut failure = None;
     loop {
         tokio::select! {
             () = &mut shutdown => break,
+            ended = &mut ticks => {
+                let problem = ended.err().map_or_else(|| "nobody asked it to".to_owned(), |panic| panic.to_string());
+                tracing::error!(problem, "the task that decides has ended");
+                failure = Some(Error::Ticks(problem));
+                break;
+            }
             Some(ended) = tasks.join_next() => {
                 let problem = match ended {
                     Ok(Ok(())) => continue,
@@ -182,7 +191,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     }
     tracing::info!(leave_engines = options.leave_engines, "stopping");
     let _ = stop_ticks.send(true);
-    let _ = ticks.await;
+    if !matches!(failure, Some(Error::Ticks(_))) {
+        let _ = ticks.await;
+    }
     let how = if options.leave_engines { Shutdown::Leave } else { Shutdown::Stop };
     let _ = stop_fleets.send(Some(how));
     let fleets_end = async {

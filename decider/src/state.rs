@@ -84,8 +84,6 @@ pub struct AgentNote {
     pub problem: String,
     /// Gauges of its last good look, as they came.
     pub gauges: Option<v1::Gauges>,
-    /// From the replica's start to its first useful sample, ms.
-    pub first_sample: Option<TimeMs>,
 }
 
 /// A target with what surrounds it.
@@ -126,12 +124,13 @@ pub struct Told {
 }
 
 impl Told {
-    /// The same plan with the same fate is told again only after this time.
+    /// The same plan that was not applied is told again only after this time.
     const AGAIN_S: f64 = 60.0;
 
     /// Whether `before` said the same not long ago.
     pub fn repeats(&self, before: Option<&Told>) -> bool {
-        before.is_some_and(|before| {
+        // A change that was made is always told.
+        !self.applied && before.is_some_and(|before| {
             (before.from, before.to, before.applied) == (self.from, self.to, self.applied)
                 && self.at.since_s(before.at) < Told::AGAIN_S
         })
@@ -238,7 +237,7 @@ impl Shared {
             };
             targets.insert(entity.spec.name.clone(), entity);
         }
-        let next_decision_id = past.decisions.back().map_or(1, |decision| decision.id + 1);
+        let next_decision_id = past.next_decision_id.max(1);
         Arc::new(Shared {
             decider_id: format!("{:016x}", fastrand::u64(..)),
             clock,
@@ -267,6 +266,7 @@ impl Shared {
 #[derive(Default)]
 struct Past {
     decisions: VecDeque<Arc<Decision>>,
+    next_decision_id: u64,
     memories: BTreeMap<String, Box<Memory>>,
     words: BTreeMap<String, Word>,
 }
@@ -275,10 +275,16 @@ impl Past {
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::Decision(decision) => {
-                self.memories.insert(decision.record.target.clone(), Box::new(decision.record.memory_after.clone()));
+                let mut memory = decision.record.memory_after.clone();
+                if !decision.applied {
+                    memory.events.forget(decision.record.inputs.now);
+                }
+                self.memories.insert(decision.record.target.clone(), Box::new(memory));
+                self.next_decision_id = self.next_decision_id.max(decision.id + 1);
                 remember(&mut self.decisions, Arc::new(*decision));
             }
-            Entry::Checkpoint { target, memory, .. } => {
+            Entry::Checkpoint { target, memory, next_decision_id, .. } => {
+                self.next_decision_id = self.next_decision_id.max(next_decision_id);
                 self.memories.insert(target, memory);
             }
             Entry::Control(entry) => match Word::from_entry(&entry) {

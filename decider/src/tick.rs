@@ -74,8 +74,9 @@ pub async fn tick(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, early: boo
         let now = shared.clock.now();
         let turn = {
             let mut state = shared.state();
+            let next_decision_id = state.next_decision_id();
             let Some(entity) = state.targets.get_mut(&name) else { continue };
-            take_turn(shared, entity, fleet, now)
+            take_turn(shared, entity, fleet, next_decision_id, now)
         };
         let Some(turn) = turn else { continue };
         finish_turn(shared, actuator, turn, now).await;
@@ -85,7 +86,13 @@ pub async fn tick(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, early: boo
 }
 
 /// Observes and decides, under the lock. `None` while the backend does not know the target.
-fn take_turn(shared: &Shared, entity: &mut Entity, fleet: Option<Fleet>, now: TimeMs) -> Option<Turn> {
+fn take_turn(
+    shared: &Shared,
+    entity: &mut Entity,
+    fleet: Option<Fleet>,
+    next_decision_id: u64,
+    now: TimeMs,
+) -> Option<Turn> {
     entity.dirty = false;
     let fleet = fleet?;
     entity.notes.retain(|name, _| fleet.view.pods.iter().any(|pod| pod.name == *name));
@@ -107,6 +114,7 @@ fn take_turn(shared: &Shared, entity: &mut Entity, fleet: Option<Fleet>, now: Ti
             target: entity.spec.name.clone(),
             unix_ms: now.0,
             memory: Box::new(record.memory_after.clone()),
+            next_decision_id,
         });
     }
     entity.latest = Some(Arc::new(record.clone()));
@@ -116,14 +124,17 @@ fn take_turn(shared: &Shared, entity: &mut Entity, fleet: Option<Fleet>, now: Ti
 async fn finish_turn(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, turn: Turn, now: TimeMs) {
     let Turn { record, plan, mode_changed } = turn;
     let told = plan.as_ref().map(|plan| (plan.from, plan.to));
-    let not_applied = match plan {
-        Some(plan) => apply(shared, actuator, plan, &record).await.err(),
+    let not_applied = match &plan {
+        Some(plan) => apply(shared, actuator, plan.clone(), &record).await.err(),
         None if mode_changed => None,
         None => return,
     };
     let decision = {
         let mut state = shared.state();
         let Some(entity) = state.targets.get_mut(&record.target) else { return };
+        if let Some(plan) = plan.filter(|_| not_applied.is_some()) {
+            entity.target.refused(&plan);
+        }
         // Advisory, or refused by the checker: worth telling once in a while, not every second.
         let telling = told.map(|(from, to)| Told { from, to, applied: not_applied.is_none(), at: now });
         if !mode_changed && telling.as_ref().is_some_and(|telling| telling.repeats(entity.told.as_ref())) {

@@ -28,13 +28,13 @@ struct Args {
 enum Command {
     /// A fleet of stand-in engines through calm, rise, burst, fall and zero (about 80 s)
     Run {
-        /// The same with the shortest windows (about 35 s)
+        /// The same with the shortest windows (about 33 s)
         #[arg(long)]
         short: bool,
         #[command(flatten)]
         common: Common,
     },
-    /// A fleet of real vLLM processes on the CPU, from 1 to 2 and back (about 6 minutes, 8 GB of memory)
+    /// A fleet of real vLLM processes on the CPU, from 1 to 2 and back (four to six minutes, 8 GB of memory)
     Vllm {
         /// What tests/real-engines/setup-vllm.sh has made
         #[arg(long, value_name = "DIR")]
@@ -58,6 +58,7 @@ async fn interrupted() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = hangup.recv() => {}
     }
+    say("\nstopping");
     Ok(())
 }
 
@@ -66,7 +67,11 @@ async fn play(args: Args) -> anyhow::Result<ExitCode> {
         Command::Run { short, common } => (common.output, demo::run_sim(&common, short).await?),
         Command::Vllm { lab, common } => (common.output, demo::run_vllm(&common, &lab).await?),
     };
-    Ok(if demo::tell(&ended, format)? { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+    Ok(if demo::tell(&ended, format)? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILED)
+    })
 }
 
 #[tokio::main]

@@ -139,6 +139,20 @@ async fn an_engine_that_hangs_is_a_timeout_in_every_interval() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_engine_that_begins_to_hang_is_told_of_within_two_intervals() {
+    let bench = start();
+    bench.at(2_600).await;
+    let before = bench.samples().len();
+    bench.world.lock().unwrap().answer_ms = 1_000_000;
+    bench.at(4_700).await;
+    let since = &bench.samples()[before..];
+    assert!(since.len() >= 2, "{} samples in two seconds of hanging", since.len());
+    for sample in since {
+        assert_eq!(sample.scrape.as_ref().map(|scrape| scrape.outcome()), Some(Outcome::Timeout));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_jump_is_sent_within_two_looks_once() {
     let bench = start();
     bench.at(2_600).await;

@@ -76,7 +76,7 @@ pub enum BindingMode {
     Auto,
     /// They are made and shown, and never applied.
     Advisory,
-    /// They are made and shown, and not applied until somebody resumes the target.
+    /// They are made and shown, and not applied until the mode is changed here.
     Paused,
 }
 

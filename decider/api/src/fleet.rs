@@ -88,7 +88,8 @@ impl LocalFleetSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EngineSpec {
-    /// Program and arguments, not run by a shell. `{port}`, `{replica}`, `{model}` and `{fleet}` are filled in;
+    /// Program and arguments, not run by a shell. Filled in: `{port}`, `{host}`, `{engine_url}`, `{replica}` (its name),
+    /// `{index}` (its number from 0, to tell accelerators apart), `{uid}`, `{model}`, `{fleet}`, `{target}`, `{decider}`.
     /// `{port}` must occur here or in `env`.
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub command: Vec<String>,
@@ -271,7 +272,7 @@ pub struct AgentSpec {
     #[schemars(length(min = 1), inner(length(min = 1)))]
     pub command: Option<Vec<String>>,
     /// Time between two full samples, in milliseconds.
-    #[schemars(range(min = 50, max = 60000))]
+    #[schemars(range(min = 200, max = 60000))]
     pub interval_milliseconds: i32,
     /// Time between two cheap looks at the queue, in milliseconds; 0 for none.
     #[schemars(range(min = 0, max = 60000))]

@@ -26,7 +26,7 @@ pub use fleet::{
 };
 pub use metadata::{ApiVersion, Metadata};
 pub use mistake::{Errors, Mistake};
-pub use placeholder::{PLACEHOLDERS, Placeholders};
+pub use placeholder::PLACEHOLDERS;
 pub use policy::{
     AutoscalingPolicy, AutoscalingPolicyKind, Behavior, MetricSpec, MetricType, PanicSpec, PolicySpec, RateKind,
     RatePolicy, ScaleDownRules, ScaleUpRules, SelectPolicy,

@@ -1,42 +1,8 @@
 //! `{port}` and its kin in commands and environment variables.
 
 /// Every placeholder there is.
-pub const PLACEHOLDERS: [&str; 4] = ["port", "replica", "model", "fleet"];
-
-/// What the placeholders of one replica stand for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placeholders<'a> {
-    /// `{port}`: the replica's port.
-    pub port: u16,
-    /// `{replica}`: the replica's name.
-    pub replica: &'a str,
-    /// `{model}`: `spec.model` of the fleet.
-    pub model: &'a str,
-    /// `{fleet}`: the fleet's name.
-    pub fleet: &'a str,
-}
-
-impl Placeholders<'_> {
-    /// `text` with every placeholder filled in. Other braces stay: JSON in an argument needs no escapes.
-    pub fn fill(&self, text: &str) -> String {
-        let mut filled = String::with_capacity(text.len());
-        let mut end = 0;
-        for (start, name) in placeholders_in(text) {
-            let value = match name {
-                "port" => self.port.to_string(),
-                "replica" => self.replica.to_owned(),
-                "model" => self.model.to_owned(),
-                "fleet" => self.fleet.to_owned(),
-                _ => continue,
-            };
-            filled.push_str(&text[end..start]);
-            filled.push_str(&value);
-            end = start + name.len() + 2;
-        }
-        filled.push_str(&text[end..]);
-        filled
-    }
-}
+pub const PLACEHOLDERS: [&str; 10] =
+    ["port", "host", "replica", "index", "uid", "model", "fleet", "engine_url", "target", "decider"];
 
 /// Byte position and name of whatever looks like a placeholder in `text`: a word in single braces. `${HOME}` (a shell
 /// variable) and `{{word}}` (a template) are left to those who understand them.
@@ -57,27 +23,18 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, filled: &str) {
-        let placeholders = Placeholders {
-            port: 18000,
-            replica: "chat-0",
-            model: "tiny",
-            fleet: "chat",
-        };
-        assert_eq!(placeholders.fill(text), filled);
+    fn check(text: &str, found: &[(usize, &str)]) {
+        assert_eq!(placeholders_in(text).collect::<Vec<_>>(), found);
     }
 
     #[test]
-    fn fills_placeholders_and_leaves_other_braces() {
-        check("", "");
-        check("--port={port}", "--port=18000");
-        check("{fleet}/{replica}:{model}", "chat/chat-0:tiny");
-        check(
-            r#"{"temperature": 0.7, "port": {port}}"#,
-            r#"{"temperature": 0.7, "port": 18000}"#,
-        );
-        check("${port} {{port}} {port", "${port} {{port}} {port");
-        check("{} {unknown} {a b}", "{} {unknown} {a b}");
-        check("é{port}é", "é18000é");
+    fn finds_words_in_single_braces() {
+        check("", &[]);
+        check("--port={port}", &[(7, "port")]);
+        check("{fleet}/{replica}:{model}", &[(0, "fleet"), (8, "replica"), (18, "model")]);
+        check(r#"{"temperature": 0.7, "port": {port}}"#, &[(29, "port")]);
+        check("${port} {{port}} {port", &[]);
+        check("{} {a b}", &[]);
+        check("é{port}é", &[(2, "port")]);
     }
 }

@@ -129,6 +129,14 @@ pub struct ScaleEvents {
     pub down: Vec<ScaleEvent>,
 }
 
+impl ScaleEvents {
+    /// Forgets what was stored at `at`: the change was not made.
+    pub fn forget(&mut self, at: TimeMs) {
+        self.up.retain(|event| event.at != at);
+        self.down.retain(|event| event.at != at);
+    }
+}
+
 /// `desired` within the rates and the bounds.
 pub fn limit_rate(
     up: &ScalingRules,
@@ -205,7 +213,8 @@ fn period_start(events: &ScaleEvents, now: TimeMs, period_s: f64, current: u32) 
 /// Sum of the changes younger than `period_s`.
 pub fn changed_within(events: &[ScaleEvent], now: TimeMs, period_s: f64) -> u32 {
     let cutoff = now.plus_s(-period_s);
-    events.iter().filter(|event| event.at > cutoff).map(|event| event.change).sum()
+    let recent = events.iter().filter(|event| event.at > cutoff);
+    recent.fold(0, |sum, event| sum.saturating_add(event.change))
 }
 
 /// Remembers a change for as long as the longest period of `rules` needs it; an outdated event gives its place.

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::{
     TimeMs,
-    decision::{Control, Inputs, Mode, Plan},
+    decision::{Control, Inputs, Measured, Mode, Plan},
 };
 
 /// Why a plan must not be applied.
@@ -47,6 +47,21 @@ pub enum Violation {
         /// Ready replicas.
         expected: u32,
     },
+    /// Shrinking while one of the policy's metrics says nothing: it might be the one that wants more.
+    #[error("shrinking from {from} to {to} with metric {metric} (of {metrics}) unknown")]
+    ShrinksUnmeasured {
+        /// Present.
+        from: u32,
+        /// Planned.
+        to: u32,
+        /// Which metric of the policy, from 1.
+        metric: usize,
+        /// How many there are.
+        metrics: usize,
+    },
+    /// Shrinking to nothing while requests run.
+    #[error("shrinking to zero with requests running")]
+    StopsRequests,
     /// Shrinking to nothing while somebody waits.
     #[error("shrinking to zero with {waiting} requests held at the front door")]
     StrandsRequests {
@@ -106,8 +121,22 @@ pub fn check(plan: &Plan, inputs: &Inputs, now: TimeMs) -> Result<(), Violation>
         if plan.mode == Mode::Unknown || data.fresh != data.expected || data.completeness.is_nan() || data.completeness < 0.9 {
             return Err(Violation::ShrinksBlind { from, to, fresh: data.fresh, expected: data.expected });
         }
+        let unknown = |measured: &Measured| match measured {
+            Measured::Absent => true,
+            Measured::Latency { stable, .. } => match stable {
+                None => inputs.busy,
+                Some(_) => inputs.replicas.ready == 0,
+            },
+            Measured::Load { stable, .. } => stable.is_nan(),
+        };
+        if let Some(index) = inputs.metrics.iter().position(unknown) {
+            return Err(Violation::ShrinksUnmeasured { from, to, metric: index + 1, metrics: inputs.metrics.len() });
+        }
         if to == 0 && inputs.gateway_waiting.is_some_and(|waiting| waiting > 0.0) {
             return Err(Violation::StrandsRequests { waiting: inputs.gateway_waiting.unwrap_or(0.0) });
+        }
+        if to == 0 && inputs.busy {
+            return Err(Violation::StopsRequests);
         }
     }
     Ok(())

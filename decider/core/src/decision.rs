@@ -119,6 +119,17 @@ impl Memory {
             last_busy: now,
         }
     }
+
+    /// Nothing in it is dated after `now`. A system clock that was set back between two runs would else hold wishes,
+    /// changes and panic for as long as it was wrong.
+    pub fn not_after(&mut self, now: TimeMs) {
+        self.kpa.not_after(now);
+        let wishes = self.recommendations.iter_mut().map(|wish| &mut wish.at);
+        let events = self.events.up.iter_mut().chain(&mut self.events.down).map(|event| &mut event.at);
+        for at in wishes.chain(events).chain([&mut self.last_busy]) {
+            *at = now.min(*at);
+        }
+    }
 }
 
 /// The state a decision leaves the target in.

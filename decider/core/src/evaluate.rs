@@ -5,12 +5,15 @@ use crate::{
     behavior::{self, Limit, Recommendation},
     decision::{Control, Inputs, Measured, Memory, MetricOutcome, Mode, Outcome, Rule, Step},
     kpa::{self, KpaInput},
-    policy::{Metric, MetricTarget, Policy},
+    policy::{Metric, MetricTarget, Policy, SelectPolicy},
 };
 
 /// A percentile says that it is too slow, not by how many replicas: one step is at most a doubling, and at least a
 /// halving.
 const LATENCY_RATIO: (f64, f64) = (0.5, 2.0);
+/// Bounds are widened by up to this share in the histograms: an objective on a bucket's edge is outside of both buckets
+/// beside it, not inside.
+const HDR_ROUNDING: f64 = 1.0 / 1024.0;
 /// Below this share of samples the window is called half filled and nothing shrinks on it.
 pub const COMPLETENESS_MIN: f64 = 0.9;
 
@@ -24,6 +27,7 @@ pub fn evaluate(policy: &Policy, memory: &Memory, inputs: &Inputs) -> (Memory, O
         desired: inputs.replicas.spec,
         bound_by: Rule::Demand,
         mode: Mode::Stable,
+        waking: false,
         steps: Vec::with_capacity(8),
     };
     if inputs.busy {
@@ -36,7 +40,7 @@ pub fn evaluate(policy: &Policy, memory: &Memory, inputs: &Inputs) -> (Memory, O
     }
     evaluation.wake_from_zero();
     evaluation.keep_last();
-    evaluation.guard_shrinking();
+    evaluation.guard_shrinking(&metrics);
     evaluation.stabilize();
     evaluation.limit_rate();
     evaluation.clamp_to_bounds();
@@ -78,6 +82,8 @@ struct Evaluation<'a> {
     desired: u32,
     bound_by: Rule,
     mode: Mode,
+    /// Whether somebody waits at the front door of a fleet of none.
+    waking: bool,
     steps: Vec<Step>,
 }
 
@@ -110,6 +116,8 @@ impl Evaluation<'_> {
         };
         match *measured {
             Measured::Absent => {}
+            // A number that is none says nothing.
+            Measured::Load { stable, panic } if stable.is_nan() || panic.is_nan() => {}
             Measured::Load { stable, panic } => {
                 (outcome.stable, outcome.panic) = (Some(stable), Some(panic));
                 outcome.wants_stable = Some(stable / metric.target);
@@ -122,11 +130,13 @@ impl Evaluation<'_> {
                     // Nobody was served. Without anybody waiting that is idleness, else it says nothing.
                     None if self.inputs.busy => None,
                     None => Some(0.0),
+                    // Those who have served are gone: nothing to count from.
+                    Some(_) if self.inputs.replicas.ready == 0 => None,
                     Some(bounds) => {
                         // The ratio counts from the replicas that served, never from those asked for: while more are
                         // starting it stays the same number, so it cannot run away.
-                        let straddles = bounds.low_ms <= metric.target
-                            && bounds.high_ms.is_none_or(|high_ms| high_ms >= metric.target);
+                        let straddles = bounds.low_ms < metric.target * (1.0 - HDR_ROUNDING)
+                            && bounds.high_ms.is_none_or(|high_ms| high_ms > metric.target * (1.0 + HDR_ROUNDING));
                         let ratio = if straddles { 1.0 } else { bounds.estimate_ms / metric.target };
                         Some(f64::from(self.inputs.replicas.ready) * ratio.clamp(LATENCY_RATIO.0, LATENCY_RATIO.1))
                     }
@@ -195,6 +205,7 @@ impl Evaluation<'_> {
     fn wake_from_zero(&mut self) {
         let waiting = self.inputs.gateway_waiting.unwrap_or(0.0);
         if self.current == 0 && waiting > 0.0 {
+            self.waking = true;
             let least = self.policy.kpa.activation_scale.max(1);
             self.turn(Rule::WakeFromZero, self.desired.max(least), || {
                 format!("{waiting} requests are held at the front door and there is no replica")
@@ -215,8 +226,9 @@ impl Evaluation<'_> {
         }
     }
 
-    fn guard_shrinking(&mut self) {
+    fn guard_shrinking(&mut self, metrics: &[MetricOutcome]) {
         let data = self.inputs.data;
+        let unknown = metrics.iter().find(|metric| metric.wants_stable.is_none());
         if self.desired >= self.current {
             return;
         }
@@ -231,13 +243,17 @@ impl Evaluation<'_> {
             self.turn(Rule::HalfFilledWindow, current, || {
                 format!("the window holds {:.0} % of its samples: no shrinking", data.completeness * 100.0)
             });
+        } else if let Some(metric) = unknown {
+            // As in HPA: the metric that is missing might be the one that wants more.
+            self.turn(Rule::PartialData, current, || format!("{} is not known: no shrinking", metric.name));
         }
     }
 
     fn stabilize(&mut self) {
         let (up, down) = (&self.policy.scale_up, &self.policy.scale_down);
-        // What panic asks for is granted: an up window would be its opposite.
-        let up_window_s = if self.mode == Mode::Panic { 0.0 } else { up.stabilization_window_s };
+        // What panic asks for is granted: an up window would be its opposite. Nor does a request wait at the front door
+        // of a fleet of none until nobody has wanted none for a while.
+        let up_window_s = if self.mode == Mode::Panic || self.waking { 0.0 } else { up.stabilization_window_s };
         let down_window_s = down.stabilization_window_s;
         let (now, current, wish) = (self.inputs.now, self.current, self.desired);
         let recommendations = &mut self.memory.recommendations;
@@ -253,6 +269,10 @@ impl Evaluation<'_> {
     fn limit_rate(&mut self) {
         let (up, down) = (&self.policy.scale_up, &self.policy.scale_down);
         if self.mode == Mode::Panic && self.desired > self.current {
+            return;
+        }
+        // Any percentage of no replicas is none: the first ones are not a matter of rates. Unless nothing may grow.
+        if self.waking && up.select != SelectPolicy::Disabled {
             return;
         }
         let (limited, why) = behavior::limit_rate(

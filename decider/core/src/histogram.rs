@@ -124,10 +124,10 @@ impl SparseHistogram {
     fn cell_at(&self, rank: u64) -> Option<(u32, u64, u64)> {
         let mut before = 0u64;
         for &(index, count) in &self.cells {
-            if before + count >= rank {
+            if before.saturating_add(count) >= rank {
                 return Some((index, count, before));
             }
-            before += count;
+            before = before.saturating_add(count);
         }
         None
     }
@@ -252,7 +252,7 @@ impl BoundedHistogram {
         self.lower.merge(&other.lower);
         self.upper.merge(&other.upper);
         self.sum_ms += other.sum_ms;
-        self.summed += other.summed;
+        self.summed = self.summed.saturating_add(other.summed);
     }
 
     /// Observations.
@@ -275,7 +275,8 @@ impl BoundedHistogram {
             return None;
         }
         let position = q.clamp(0.0, 1.0) * (count - 1) as f64;
-        let (below, above) = (position.floor() as u64 + 1, position.ceil() as u64 + 1);
+        let rank = |position: f64| (position as u64).saturating_add(1).min(count);
+        let (below, above) = (rank(position.floor()), rank(position.ceil()));
         let (low_index, ..) = self.lower.cell_at(below)?;
         let (high_index, in_cell, before) = self.upper.cell_at(above)?;
         let low_ms = lowest_of(low_index) as f64 / 1000.0;

@@ -39,10 +39,11 @@ impl KpaMemory {
         self.panic_since.is_some()
     }
 
-    /// Follows a changed policy; what the delay window held is kept only if its length stays.
-    pub fn follow(&mut self, before: &KpaPolicy, after: &KpaPolicy) {
-        if before.scale_down_delay_s != after.scale_down_delay_s {
-            self.delay = delay_window(after);
+    /// Nothing in it is dated after `now`.
+    pub fn not_after(&mut self, now: TimeMs) {
+        self.panic_since = self.panic_since.map(|since| since.min(now));
+        if let Some(delay) = &mut self.delay {
+            delay.not_after(now);
         }
     }
 }

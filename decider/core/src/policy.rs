@@ -50,7 +50,7 @@ pub enum Metric {
     GenerationTokensPerSecond,
     /// Requests finished (requests/s).
     RequestsPerSecond,
-    /// A latency percentile (ms). Not a load: see `demand.rs` for how it becomes a replica count without cascading.
+    /// A latency percentile (ms). Not a load: see `evaluate.rs` for how it becomes a replica count without cascading.
     Latency {
         /// Which latency.
         signal: Signal,

@@ -44,7 +44,7 @@ impl Gauges {
     }
 }
 
-/// Counts over the interval; 0 and absent mean the same here: nothing known to add.
+/// Counts over the interval.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Prompt tokens processed, cached ones included.
@@ -61,6 +61,8 @@ pub struct Counters {
     pub requests_rejected: u64,
     /// Requests preempted.
     pub preemptions: u64,
+    /// Which of the counts are not known at all, and therefore 0 above: bit n for the n-th of [`Counters::NAMES`].
+    pub unknown: u8,
 }
 
 impl Counters {
@@ -74,6 +76,11 @@ impl Counters {
         "requests_rejected",
         "preemptions",
     ];
+
+    /// Whether the count at this position in [`Counters::NAMES`] is known.
+    pub fn is_known(&self, counter: usize) -> bool {
+        self.unknown & (1 << counter) == 0
+    }
 
     /// All counts, in the order of [`Counters::NAMES`].
     pub fn values(&self) -> [u64; 7] {

@@ -89,14 +89,14 @@ impl Registry {
     }
 }
 
-/// Replaces a file in one step: whoever reads it sees the old or the new content, whenever this process is killed. The
-/// content is synced before the rename; the directory is not, since a power failure ends the processes as well.
+/// Replaces a file in one step: whoever reads it sees the old or the new content, whenever this process is killed.
+/// Nothing is synced: a killed process leaves its writes with the kernel, and a power failure, which would not, ends the
+/// recorded processes as well. A start must not wait for a busy disk (seconds were seen).
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = path.with_extension("json.new");
     let write = || {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_data()?;
         fs::rename(&temporary, path)
     };
     write().map_err(failed("write", path))

@@ -3,4 +3,5 @@
 
 mod agents;
 mod people;
+mod review;
 mod support;

@@ -196,7 +196,11 @@ impl Agent {
     }
 
     pub(crate) async fn send(&mut self, body: Body) {
-        let message = AgentMessage { sent_ms: self.clock_ms(), body: Some(body) };
+        self.send_at(self.clock_ms(), Some(body)).await;
+    }
+
+    pub(crate) async fn send_at(&mut self, sent_ms: u64, body: Option<Body>) {
+        let message = AgentMessage { sent_ms, body };
         // A stream that the decider has closed takes nothing more.
         let _ = self.outgoing.send(message).await;
     }

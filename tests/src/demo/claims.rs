@@ -18,23 +18,51 @@ pub(crate) struct Claim {
 
 /// A claim with what was seen.
 pub(crate) fn claim(claim: impl Into<String>, held: bool, seen: impl Into<String>) -> Claim {
-    Claim { claim: claim.into(), held, seen: seen.into() }
+    Claim {
+        claim: claim.into(),
+        held,
+        seen: seen.into(),
+    }
 }
 
 fn change(decision: &Decision) -> String {
-    format!("#{} {} → {}", decision.id, decision.replicas_before, decision.replicas_after)
+    format!(
+        "#{} {} → {}",
+        decision.id, decision.replicas_before, decision.replicas_after
+    )
 }
 
 /// At least once in panic, and no decision in panic took a replica away.
 pub(crate) fn panic_never_shrank(recording: &Recording) -> Vec<Claim> {
-    let panicked: Vec<_> = recording.decisions.iter().filter(|decision| decision.mode == "panic").collect();
-    let grew = panicked.iter().filter(|decision| decision.replicas_after > decision.replicas_before).count();
-    let shrank: Vec<_> =
-        panicked.iter().filter(|decision| decision.replicas_after < decision.replicas_before).map(|it| change(it)).collect();
-    let seen = if shrank.is_empty() { "no such decision".to_owned() } else { shrank.join(", ") };
+    let panicked: Vec<_> = recording
+        .decisions
+        .iter()
+        .filter(|decision| decision.mode == "panic")
+        .collect();
+    let grew = panicked
+        .iter()
+        .filter(|decision| decision.replicas_after > decision.replicas_before)
+        .count();
+    let shrank: Vec<_> = panicked
+        .iter()
+        .filter(|decision| decision.replicas_after < decision.replicas_before)
+        .map(|it| change(it))
+        .collect();
+    let seen = match shrank.len() {
+        0 => format!("none of {} decisions in panic", panicked.len()),
+        _ => shrank.join(", "),
+    };
     vec![
-        claim("the burst caused panic", grew > 0, format!("{grew} decisions in panic added replicas")),
-        claim("nothing shrank in panic", !panicked.is_empty() && shrank.is_empty(), seen),
+        claim(
+            "the burst caused panic",
+            grew > 0,
+            format!("decisions in panic that added replicas: {grew}"),
+        ),
+        claim(
+            "nothing shrank in panic",
+            !panicked.is_empty() && shrank.is_empty(),
+            seen,
+        ),
     ]
 }
 
@@ -52,8 +80,15 @@ pub(crate) fn no_failures(recording: &Recording) -> Claim {
 /// Nothing was counted twice or lost on the way.
 pub(crate) fn samples_whole(status: &Status) -> Claim {
     let (duplicate, missing) = (status.samples_duplicate, status.samples_missing);
-    let seen = format!("{} samples, {duplicate} twice, {missing} missing", status.samples_applied);
-    claim("every sample counted once", duplicate == 0 && missing == 0 && status.samples_applied > 0, seen)
+    let seen = format!(
+        "{} samples, {duplicate} twice, {missing} missing",
+        status.samples_applied
+    );
+    claim(
+        "every sample counted once",
+        duplicate == 0 && missing == 0 && status.samples_applied > 0,
+        seen,
+    )
 }
 
 /// The engines' count, through agents and windows, is the client's.
@@ -61,7 +96,11 @@ pub(crate) fn counts_agree(recording: &Recording, windows: &Windows) -> Claim {
     let (ok, _) = recording.counts();
     let counted = counter(windows, "requests");
     let seen = format!("decider {counted}, client {ok}");
-    claim("the decider counted the requests that the client completed", counted == ok, seen)
+    claim(
+        "the decider counted the requests that the client completed",
+        counted == ok,
+        seen,
+    )
 }
 
 /// The client cannot have seen a first token earlier than the engine made it, so its percentile is not below the
@@ -79,7 +118,18 @@ pub(crate) fn bounds_hold(recording: &Recording, windows: &Windows) -> Claim {
             continue;
         };
         held &= client_ms >= engines.low_ms;
-        seen.push(format!("p{:.0}: engines {engines}, client {client_ms:.0} ms", quantile * 100.0));
+        seen.push(format!(
+            "p{:.0}: engines {engines}, client {client_ms:.0} ms",
+            quantile * 100.0
+        ));
     }
-    claim(words, held, if seen.is_empty() { "no TTFT at all".to_owned() } else { seen.join("; ") })
+    claim(
+        words,
+        held,
+        if seen.is_empty() {
+            "no TTFT at all".to_owned()
+        } else {
+            seen.join("; ")
+        },
+    )
 }

@@ -1,8 +1,14 @@
 //! The end of a run: what is asked of the decider before it is stopped, and what is left afterwards.
 
-use std::{fmt::Write as _, path::{Path, PathBuf}, time::Duration};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use infer_proto::v1::{Decision, ExplainRequest, GetStatusRequest, ListDecisionsRequest, Windows, explain_request::What};
+use infer_proto::v1::{
+    Decision, ExplainRequest, GetStatusRequest, ListDecisionsRequest, Windows, explain_request::What,
+};
 use infer_tests::harness::until;
 use serde_json::json;
 
@@ -67,11 +73,19 @@ pub(crate) async fn close(
     };
     let end_s = stage.seen.now_s();
     let status = stage.client.get_status(GetStatusRequest {}).await?.into_inner();
-    let request = ListDecisionsRequest { target: stage.setting.target.clone(), limit: DECISIONS_MAX, before_id: 0 };
+    let request = ListDecisionsRequest {
+        target: stage.setting.target.clone(),
+        limit: DECISIONS_MAX,
+        before_id: 0,
+    };
     let mut decisions = stage.client.list_decisions(request).await?.into_inner().decisions;
     decisions.reverse();
     let recomputed = recomputed(&mut stage, &decisions).await?;
-    let explained = match decisions.iter().find(|decision| explain(decision)).or(decisions.first()) {
+    let explained = match decisions
+        .iter()
+        .find(|decision| explain(decision))
+        .or(decisions.first())
+    {
         Some(decision) => {
             let text = stage.decider.inferctl(&["explain", &decision.id.to_string()]).await?;
             Some((decision.id, text))
@@ -99,16 +113,32 @@ pub(crate) async fn close(
         (Ok(status), true) => format!("decider ended with {status}, no process left"),
         (Ok(_), false) => names.join(", "),
     };
-    claims.push(claim("nothing is left running after the stop", clean && left.is_empty(), seen));
+    claims.push(claim(
+        "nothing is left running after the stop",
+        clean && left.is_empty(),
+        seen,
+    ));
     let directory = stage.setting.directory.clone();
-    Ok(Ended { title, about, directory, per_replica, recording, windows, explained, claims, wall_s })
+    Ok(Ended {
+        title,
+        about,
+        directory,
+        per_replica,
+        recording,
+        windows,
+        explained,
+        claims,
+        wall_s,
+    })
 }
 
 /// Asks the decider to recompute every decision.
 async fn recomputed(stage: &mut Stage, decisions: &[Decision]) -> anyhow::Result<Claim> {
     let mut differing = Vec::new();
     for decision in decisions {
-        let request = ExplainRequest { what: Some(What::DecisionId(decision.id)) };
+        let request = ExplainRequest {
+            what: Some(What::DecisionId(decision.id)),
+        };
         if !stage.client.explain(request).await?.into_inner().recomputed_equal {
             differing.push(format!("#{}", decision.id));
         }
@@ -118,7 +148,11 @@ async fn recomputed(stage: &mut Stage, decisions: &[Decision]) -> anyhow::Result
         _ => format!("not {}", differing.join(", ")),
     };
     let held = differing.is_empty() && !decisions.is_empty();
-    Ok(claim("every decision comes out the same when recomputed from its record", held, seen))
+    Ok(claim(
+        "every decision comes out the same when recomputed from its record",
+        held,
+        seen,
+    ))
 }
 
 impl Ended {

@@ -13,6 +13,7 @@ use super::recording::Point;
 const DECISIONS_SHOWN: usize = 6;
 /// Seconds of load in the little curve.
 const HISTORY: usize = 60;
+const WIDTH_MIN: usize = 20;
 /// Where the terminal does not say how wide it is.
 const WIDTH_DEFAULT: usize = 100;
 
@@ -105,13 +106,23 @@ impl Display {
 
     fn clear(&mut self) -> String {
         let lines = std::mem::take(&mut self.drawn);
-        if lines == 0 { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
+        if lines == 0 {
+            String::new()
+        } else {
+            format!("\x1b[{lines}A\x1b[J")
+        }
     }
 
     fn picture(&self, point: &Point) -> Vec<String> {
-        let width = comfy_table::Table::new().width().map_or(WIDTH_DEFAULT, usize::from).saturating_sub(1);
+        let width = comfy_table::Table::new().width().map(usize::from);
+        // A terminal may say that it is 0 wide, which means that it does not know.
+        let width = width.filter(|width| *width >= WIDTH_MIN).unwrap_or(WIDTH_DEFAULT) - 1;
         let paint = |text: &str, code: &str| {
-            if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+            if self.colour {
+                format!("\x1b[{code}m{text}\x1b[0m")
+            } else {
+                text.to_owned()
+            }
         };
         let cut = |text: String| text.chars().take(width).collect::<String>();
         let ttft = |bounds: Option<super::recording::Bounds>| bounds.map_or("-".to_owned(), |it| it.to_string());
@@ -120,8 +131,16 @@ impl Display {
             "stable" => "32",
             _ => "33",
         };
-        let places = [(point.ready, '■'), (point.starting, '◧'), (point.draining, '□'), (point.failed, '✗')];
-        let blocks: String = places.iter().flat_map(|(count, mark)| (0..*count).map(|_| *mark)).collect();
+        let places = [
+            (point.ready, '■'),
+            (point.starting, '◧'),
+            (point.draining, '□'),
+            (point.failed, '✗'),
+        ];
+        let blocks: String = places
+            .iter()
+            .flat_map(|(count, mark)| (0..*count).map(|_| *mark))
+            .collect();
         let mut lines = vec![
             paint(&cut(format!("{:6.1} s  {}", point.at_s, self.phase)), "1"),
             cut(format!(
@@ -137,7 +156,11 @@ impl Display {
                 point.ready, point.starting, point.draining, point.desired
             )),
             format!("  mode      {}", paint(&point.mode, mode_colour)),
-            cut(format!("  ttft      p50 {}   p95 {}", ttft(point.ttft_p50), ttft(point.ttft_p95))),
+            cut(format!(
+                "  ttft      p50 {}   p95 {}",
+                ttft(point.ttft_p50),
+                ttft(point.ttft_p95)
+            )),
             cut(format!(
                 "  client    {} sent  {} answered  {} failed",
                 point.sent, point.ok, point.failed_requests
@@ -178,7 +201,10 @@ fn line(point: &Point) -> String {
 fn curve(history: &VecDeque<f64>) -> String {
     const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let top = history.iter().copied().fold(1.0, f64::max);
-    history.iter().map(|value| STEPS[((value / top * 7.0).round() as usize).min(7)]).collect()
+    history
+        .iter()
+        .map(|value| STEPS[((value / top * 7.0).round() as usize).min(7)])
+        .collect()
 }
 
 #[cfg(test)]

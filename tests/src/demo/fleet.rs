@@ -27,8 +27,15 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(file: &str, template: &str, edit: impl FnOnce(&mut Documents)) -> anyhow::Result<Prepared> {
     let mut documents = parse_documents(template, file).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
     edit(&mut documents);
-    let fleet = documents.fleets.first_mut().with_context(|| format!("{file} has no LocalFleet"))?;
-    let door = fleet.spec.front_door.as_mut().with_context(|| format!("the fleet of {file} has no frontDoor"))?;
+    let fleet = documents
+        .fleets
+        .first_mut()
+        .with_context(|| format!("{file} has no LocalFleet"))?;
+    let door = fleet
+        .spec
+        .front_door
+        .as_mut()
+        .with_context(|| format!("the fleet of {file} has no frontDoor"))?;
     let door_port = free_port()?;
     door.listen = format!("127.0.0.1:{door_port}");
     let first = free_range(ENGINE_PORTS)?;
@@ -36,7 +43,10 @@ pub(crate) fn prepare(file: &str, template: &str, edit: impl FnOnce(&mut Documen
     fleet.spec.engine.ports.to = i32::from(first + ENGINE_PORTS - 1);
     let (target, model) = (fleet.metadata.name.clone(), fleet.spec.model.clone());
     let initial = fleet.spec.initial_replicas();
-    let policy = documents.policies.first().with_context(|| format!("{file} has no AutoscalingPolicy"))?;
+    let policy = documents
+        .policies
+        .first()
+        .with_context(|| format!("{file} has no AutoscalingPolicy"))?;
     let per_replica = policy.spec.metrics.first().map_or(1.0, |metric| metric.target);
     let mut yaml = Vec::new();
     for policy in &documents.policies {
@@ -49,5 +59,12 @@ pub(crate) fn prepare(file: &str, template: &str, edit: impl FnOnce(&mut Documen
         yaml.push(serde_saphyr::to_string(fleet)?);
     }
     let yaml = yaml.join("\n---\n");
-    Ok(Prepared { yaml, target, model, url: format!("http://127.0.0.1:{door_port}"), initial, per_replica })
+    Ok(Prepared {
+        yaml,
+        target,
+        model,
+        url: format!("http://127.0.0.1:{door_port}"),
+        initial,
+        per_replica,
+    })
 }

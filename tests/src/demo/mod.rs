@@ -50,21 +50,33 @@ impl Common {
         let directory = match &self.run_dir {
             Some(directory) => directory.clone(),
             None => {
-                let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-                repository()?.join(".run").join(format!("{kind}-{seconds}-{}", std::process::id()))
+                let seconds = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |since| since.as_secs());
+                repository()?
+                    .join(".run")
+                    .join(format!("{kind}-{seconds}-{}", std::process::id()))
             }
         };
         std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         let taken = std::fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_some());
-        anyhow::ensure!(!taken, "{} is not empty: give --run-dir a new directory", directory.display());
-        directory.canonicalize().with_context(|| format!("finding {}", directory.display()))
+        anyhow::ensure!(
+            !taken,
+            "{} is not empty: give --run-dir a new directory",
+            directory.display()
+        );
+        directory
+            .canonicalize()
+            .with_context(|| format!("finding {}", directory.display()))
     }
 }
 
 /// The nearest directory above that looks like the repository's root, or else the present one.
 fn repository() -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir().context("finding the present directory")?;
-    let root = here.ancestors().find(|directory| directory.join("Cargo.lock").is_file());
+    let root = here
+        .ancestors()
+        .find(|directory| directory.join("Cargo.lock").is_file());
     Ok(root.map_or_else(|| here.clone(), Path::to_path_buf))
 }
 
@@ -78,6 +90,9 @@ pub(crate) fn tell(ended: &Ended, format: Format) -> anyhow::Result<bool> {
         Format::Json => format!("{:#}\n", ended.json(&path)),
     };
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("writing to stdout")?;
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("writing to stdout")?;
     Ok(held)
 }

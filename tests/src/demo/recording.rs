@@ -26,9 +26,14 @@ impl std::fmt::Display for Bounds {
     }
 }
 
-/// A number of three digits or so.
+/// A number with two digits at least, and no more after the point than say something.
 pub(crate) fn short(value: f64) -> String {
-    if value >= 100.0 || value.fract().abs() < 1e-9 { format!("{value:.0}") } else { format!("{value:.1}") }
+    let text = if value >= 20.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    };
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
 /// One look at everything.
@@ -94,6 +99,8 @@ pub(crate) struct Replica {
 /// All of it.
 #[derive(Debug, Default)]
 pub(crate) struct Recording {
+    /// Wall clock at the start, by which decisions are placed.
+    pub(crate) epoch_unix_ms: i64,
     pub(crate) points: Vec<Point>,
     pub(crate) decisions: Vec<Decision>,
     pub(crate) phases: Vec<Phase>,
@@ -113,8 +120,16 @@ impl Recording {
             ttft_ms: outcome.ttft_ms,
             e2e_ms: outcome.e2e_ms,
             replica: outcome.replica.clone(),
-            failure: outcome.failure.as_ref().map(|failure| format!("{}: {}", failure.class, failure.message)),
+            failure: outcome
+                .failure
+                .as_ref()
+                .map(|failure| format!("{}: {}", failure.class, failure.message)),
         });
+    }
+
+    /// When a decision was made, in seconds since the start: the decider's wall clock is this machine's.
+    pub(crate) fn at_s(&self, decision: &Decision) -> f64 {
+        (decision.unix_ms - self.epoch_unix_ms) as f64 / 1e3
     }
 
     /// Answered in full, and failed.
@@ -127,7 +142,10 @@ impl Recording {
     pub(crate) fn take_replicas(&mut self, target: &Target, at_s: f64) {
         for pod in &target.pods {
             let key = (pod.name.clone(), pod.endpoint.clone());
-            let fresh = Replica { first_seen_s: at_s, ..Replica::default() };
+            let fresh = Replica {
+                first_seen_s: at_s,
+                ..Replica::default()
+            };
             let replica = self.replicas.entry(key).or_insert(fresh);
             replica.last_seen_s = at_s;
             if let Some(engine) = &pod.engine {
@@ -172,9 +190,16 @@ impl Recording {
     /// The client's TTFT percentile over requests whose first token came in `from_s..to_s`; nearest rank.
     pub(crate) fn client_ttft_ms(&self, from_s: f64, to_s: f64, quantile: f64) -> Option<f64> {
         let first_token = |answer: &&Answer| {
-            answer.ttft_ms.is_some_and(|ttft_ms| (from_s..to_s).contains(&(answer.sent_s + ttft_ms / 1e3)))
+            answer
+                .ttft_ms
+                .is_some_and(|ttft_ms| (from_s..to_s).contains(&(answer.sent_s + ttft_ms / 1e3)))
         };
-        let mut sorted: Vec<_> = self.answers.iter().filter(first_token).filter_map(|answer| answer.ttft_ms).collect();
+        let mut sorted: Vec<_> = self
+            .answers
+            .iter()
+            .filter(first_token)
+            .filter_map(|answer| answer.ttft_ms)
+            .collect();
         sorted.sort_by(f64::total_cmp);
         let rank = (quantile * sorted.len() as f64).ceil().max(1.0) as usize;
         sorted.get(rank - 1).copied()
@@ -188,7 +213,9 @@ fn engine_words(engine: &Engine) -> String {
     } else {
         format!(" ({} front end)", engine.front_end)
     };
-    format!("{} {}{front_end}", engine.name, engine.version).trim().to_owned()
+    format!("{} {}{front_end}", engine.name, engine.version)
+        .trim()
+        .to_owned()
 }
 
 /// The window's histogram of a signal.
@@ -203,10 +230,18 @@ pub(crate) fn bounds(histogram: &HistogramWindow, quantile: f64) -> Option<Bound
         high_ms: found.high_ms,
         estimate_ms: found.estimate_ms,
     };
-    histogram.quantiles.iter().find(|found| (found.q - quantile).abs() < 1e-9).map(of)
+    histogram
+        .quantiles
+        .iter()
+        .find(|found| (found.q - quantile).abs() < 1e-9)
+        .map(of)
 }
 
 /// A counter of a window.
 pub(crate) fn counter(windows: &Windows, name: &str) -> u64 {
-    windows.counters.iter().find(|counter| counter.name == name).map_or(0, |counter| counter.count)
+    windows
+        .counters
+        .iter()
+        .find(|counter| counter.name == name)
+        .map_or(0, |counter| counter.count)
 }

@@ -24,11 +24,14 @@ const SIGMA: f64 = 0.3;
 /// Steadier than independent users: what is to be seen is the fleet's doing, not chance.
 const ARRIVALS: rate::Process = rate::Process::Gamma { cv: 0.4 };
 const SEED: u64 = 7;
-/// Calm: 1.5 replicas' worth, so 2 replicas.
-const CALM_RPS: f64 = 6.0;
+/// Three quarters of a replica's worth.
+const CALM_RPS: f64 = 3.0;
+const CALM_REPLICAS: u32 = 1;
 /// The top of the rise: 2.75 replicas' worth, so 3 replicas.
 const RISEN_RPS: f64 = 11.0;
-const CALM_REPLICAS: u32 = 2;
+/// After the burst: 1.5 replicas' worth.
+const FALLEN_RPS: f64 = 6.0;
+const FALLEN_REPLICAS: u32 = 2;
 /// No fall takes longer: panic, stabilisation and the way down.
 const FALL_MAX_S: f64 = 60.0;
 const START_WITHIN: Duration = Duration::from_secs(20);
@@ -49,10 +52,24 @@ struct Shape {
     zero_s: f64,
 }
 
-const FULL: Shape =
-    Shape { calm_s: 6.0, rise_s: 12.0, plateau_s: 4.0, burst_s: 6.0, burst_rps: 34.0, settled_s: 4.0, zero_s: 2.0 };
-const SHORT: Shape =
-    Shape { calm_s: 2.0, rise_s: 4.0, plateau_s: 2.0, burst_s: 3.0, burst_rps: 40.0, settled_s: 1.0, zero_s: 0.5 };
+const FULL: Shape = Shape {
+    calm_s: 6.0,
+    rise_s: 12.0,
+    plateau_s: 4.0,
+    burst_s: 6.0,
+    burst_rps: 40.0,
+    settled_s: 4.0,
+    zero_s: 2.0,
+};
+const SHORT: Shape = Shape {
+    calm_s: 2.0,
+    rise_s: 4.0,
+    plateau_s: 1.0,
+    burst_s: 3.0,
+    burst_rps: 44.0,
+    settled_s: 1.0,
+    zero_s: 0.5,
+};
 
 /// The document's windows for the short form: the shortest there are.
 fn shorten(documents: &mut Documents) {
@@ -60,8 +77,8 @@ fn shorten(documents: &mut Documents) {
         let spec = &mut policy.spec;
         spec.stable_window_seconds = 6;
         spec.panic.window_percent = 34.0;
-        spec.scale_to_zero_grace_seconds = 1;
-        spec.behavior.scale_down.stabilization_window_seconds = 2;
+        spec.scale_to_zero_grace_seconds = 0;
+        spec.behavior.scale_down.stabilization_window_seconds = 1;
     }
     for fleet in &mut documents.fleets {
         let command = &mut fleet.spec.engine.command;
@@ -73,7 +90,8 @@ fn shorten(documents: &mut Documents) {
     }
 }
 
-fn settled_at(replicas: u32) -> impl FnMut(&Target) -> bool {
+/// The fleet has this many replicas, all ready, none coming or going.
+pub(crate) fn settled_at(replicas: u32) -> impl FnMut(&Target) -> bool {
     move |target: &Target| {
         let now = target.replicas.unwrap_or_default();
         (now.ready, now.desired, now.spec) == (replicas, replicas, replicas)
@@ -82,26 +100,33 @@ fn settled_at(replicas: u32) -> impl FnMut(&Target) -> bool {
     }
 }
 
-fn steady(rate_rps: f64, duration_s: f64) -> anyhow::Result<Plan> {
-    stages(&[(duration_s, rate_rps, rate_rps)], 1)
-}
-
 /// A plan of parts, each of a length and two rates.
 fn stages(parts: &[(f64, f64, f64)], part: u64) -> anyhow::Result<Plan> {
     let mut start_s = 0.0;
     let stages: Vec<_> = parts
         .iter()
         .map(|&(length_s, from_rps, to_rps)| {
-            let stage = rate::Stage { start_s, end_s: start_s + length_s, from_rps, to_rps };
+            let stage = rate::Stage {
+                start_s,
+                end_s: start_s + length_s,
+                from_rps,
+                to_rps,
+            };
             start_s += length_s;
             stage
         })
         .collect();
     let lengths = Lengths::new(INPUT_TOKENS, OUTPUT_TOKENS, SIGMA)?;
-    Ok(rate::plan(rate::Curve::stages(&stages)?, ARRIVALS, lengths, SEED + part))
+    Ok(rate::plan(
+        rate::Curve::stages(&stages)?,
+        ARRIVALS,
+        lengths,
+        SEED + part,
+    ))
 }
 
-async fn sleep_s(seconds: f64) {
+/// Real time.
+pub(crate) async fn sleep_s(seconds: f64) {
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
 }
 
@@ -114,7 +139,9 @@ pub(crate) async fn run(common: &Common, short: bool) -> anyhow::Result<Ended> {
         }
     };
     let prepared = fleet::prepare("deploy/local/demo.yaml", TEMPLATE, edit)?;
-    let Prepared { per_replica, initial, .. } = prepared;
+    let Prepared {
+        per_replica, initial, ..
+    } = prepared;
     let setting = Setting {
         directory: common.directory("demo")?,
         documents: prepared.yaml,
@@ -128,7 +155,7 @@ pub(crate) async fn run(common: &Common, short: bool) -> anyhow::Result<Ended> {
     let about = format!(
         "A decider, its agents and stand-in engines as real processes on one machine. Wanted: {per_replica} requests in \
          flight per replica, 0 to 6 replicas. Load: {CALM_RPS} requests/s, a rise to {RISEN_RPS}, a burst of {}, a fall \
-         to {CALM_RPS}, silence, and one request that finds no replica.",
+         to {FALLEN_RPS}, silence, and one request that finds no replica.",
         shape.burst_rps
     );
     let explain = |decision: &infer_proto::v1::Decision| {
@@ -139,9 +166,14 @@ pub(crate) async fn run(common: &Common, short: bool) -> anyhow::Result<Ended> {
 
 async fn play(stage: &Stage, shape: &Shape, initial: u32) -> anyhow::Result<()> {
     stage.phase("start", "the decider starts its first engines");
-    let ready = stage.wait(START_WITHIN, "the first replicas", settled_at(initial)).await;
+    let ready = stage
+        .wait(START_WITHIN, "the first replicas", settled_at(initial))
+        .await;
     ready.with_context(|| {
-        format!("the fleet did not start; the decider's log ends with\n{}", stage.decider.log_tail(10))
+        format!(
+            "the fleet did not start; the decider's log ends with\n{}",
+            stage.decider.log_tail(10)
+        )
     })?;
     let options = |options: &mut infer_load::Options| options.timeout = REQUEST_TIMEOUT;
 
@@ -160,10 +192,12 @@ async fn play(stage: &Stage, shape: &Shape, initial: u32) -> anyhow::Result<()> 
     stage.phase("burst", &format!("{} requests/s", shape.burst_rps));
     sleep_s(shape.burst_s).await;
 
-    stage.phase("fall", &format!("{CALM_RPS} requests/s"));
-    let low = stage.load(steady(CALM_RPS, FALL_MAX_S)?, options);
+    stage.phase("fall", &format!("{FALLEN_RPS} requests/s"));
+    let low = stage.load(stages(&[(FALL_MAX_S, FALLEN_RPS, FALLEN_RPS)], 1)?, options);
     let within = Duration::from_secs_f64(FALL_MAX_S);
-    stage.wait(within, "the fleet's return to calm", settled_at(CALM_REPLICAS)).await;
+    stage
+        .wait(within, "the fleet's way down", settled_at(FALLEN_REPLICAS))
+        .await;
     sleep_s(shape.settled_s).await;
     low.stop();
     climb.report().await?;
@@ -174,7 +208,11 @@ async fn play(stage: &Stage, shape: &Shape, initial: u32) -> anyhow::Result<()> 
     sleep_s(shape.zero_s).await;
 
     stage.phase("wake", "one request to a fleet of none");
-    let only = Arrival { at_s: 0.0, input_tokens: INPUT_TOKENS as u32, output_tokens: OUTPUT_TOKENS as u32 };
+    let only = Arrival {
+        at_s: 0.0,
+        input_tokens: INPUT_TOKENS as u32,
+        output_tokens: OUTPUT_TOKENS as u32,
+    };
     stage.load(Plan::from_arrivals(vec![only]), options).report().await?;
     Ok(())
 }
@@ -191,7 +229,10 @@ fn story(recording: &Recording) -> Vec<Claim> {
 
 /// The most ready replicas between two times.
 fn most_ready(recording: &Recording, (from_s, to_s): (f64, f64)) -> u32 {
-    let points = recording.points.iter().filter(|point| (from_s..to_s).contains(&point.at_s));
+    let points = recording
+        .points
+        .iter()
+        .filter(|point| (from_s..to_s).contains(&point.at_s));
     points.map(|point| point.ready).max().unwrap_or(0)
 }
 
@@ -213,28 +254,42 @@ fn followed(recording: &Recording) -> Claim {
         "{calm} ready in the calm, {risen} wanted in the rise, {} wanted and {most} ready with the burst",
         wanted.max().unwrap_or(0)
     );
-    claim("the fleet followed the rise", calm == CALM_REPLICAS && risen > calm && most > calm, seen)
+    claim(
+        "the fleet followed the rise",
+        calm == CALM_REPLICAS && risen > calm && most > calm,
+        seen,
+    )
 }
 
 fn fell(recording: &Recording) -> Claim {
     let (_, silence_s) = recording.phase_span("fall").unwrap_or_default();
     let last = recording.points.iter().rfind(|point| point.at_s < silence_s);
     let ready = last.map_or(0, |point| point.ready);
-    let seen = format!("{ready} ready for {:.0} requests in flight", last.map_or(0.0, |point| point.load()));
-    claim(format!("{CALM_REPLICAS} replicas after the fall"), ready == CALM_REPLICAS, seen)
+    let seen = format!(
+        "{ready} ready for {:.0} requests in flight",
+        last.map_or(0.0, |point| point.load())
+    );
+    claim(
+        format!("{FALLEN_REPLICAS} replicas after the fall"),
+        ready == FALLEN_REPLICAS,
+        seen,
+    )
 }
 
 fn to_zero(recording: &Recording) -> Claim {
     let (silence_s, wake_s) = recording.phase_span("silence").unwrap_or_default();
     let none = |point: &&super::recording::Point| {
-        (silence_s..wake_s).contains(&point.at_s)
-            && point.ready + point.starting + point.draining + point.desired == 0
+        (silence_s..wake_s).contains(&point.at_s) && point.ready + point.starting + point.draining + point.desired == 0
     };
     let seen = match recording.points.iter().find(none) {
         Some(point) => format!("no replica {:.1} s after the load ended", point.at_s - silence_s),
         None => "there always was a replica".to_owned(),
     };
-    claim("silence scaled it to zero", recording.points.iter().any(|point| none(&point)), seen)
+    claim(
+        "silence scaled it to zero",
+        recording.points.iter().any(|point| none(&point)),
+        seen,
+    )
 }
 
 fn woke(recording: &Recording) -> Claim {
@@ -243,8 +298,15 @@ fn woke(recording: &Recording) -> Claim {
     let Some(answer) = recording.answers.iter().find(|answer| answer.sent_s >= wake_s) else {
         return claim(words, false, "it never came back");
     };
-    let at_zero = recording.points.iter().rfind(|point| point.at_s < wake_s).is_some_and(|point| point.ready == 0);
-    let woken = recording.decisions.iter().any(|decision| decision.bound_by == "wakeFromZero" && decision.applied);
+    let at_zero = recording
+        .points
+        .iter()
+        .rfind(|point| point.at_s < wake_s)
+        .is_some_and(|point| point.ready == 0);
+    let woken = recording
+        .decisions
+        .iter()
+        .any(|decision| decision.replicas_before == 0 && decision.replicas_after > 0 && decision.applied);
     let seen = match &answer.failure {
         Some(why) => why.clone(),
         None => format!("first token after {:.1} s", answer.ttft_ms.unwrap_or(f64::NAN) / 1e3),

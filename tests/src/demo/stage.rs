@@ -14,10 +14,13 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_stream::StreamExt as _;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{display::Display, recording::{Phase, Recording}};
+use super::{
+    display::Display,
+    recording::{Phase, Recording},
+};
 
 /// Between two points of the timeline.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(250);
 /// TTFT percentiles on the timeline are over this many seconds.
 pub(crate) const TTFT_WINDOW_S: u32 = 5;
 /// The percentiles shown.
@@ -44,7 +47,6 @@ pub(crate) struct Setting {
 /// What watchers and loads share.
 pub(crate) struct Seen {
     epoch: Instant,
-    epoch_unix_ms: i64,
     recording: Mutex<Recording>,
     display: Mutex<Display>,
 }
@@ -63,11 +65,6 @@ impl Seen {
     /// Seconds since the start.
     pub(crate) fn now_s(&self) -> f64 {
         self.epoch.elapsed().as_secs_f64()
-    }
-
-    /// The decider's wall clock in seconds since the start; it is this machine's.
-    pub(crate) fn at_s(&self, unix_ms: i64) -> f64 {
-        (unix_ms - self.epoch_unix_ms) as f64 / 1e3
     }
 }
 
@@ -102,11 +99,15 @@ impl Load {
 impl Stage {
     /// Starts the decider and everything that watches it.
     pub(crate) async fn set(setting: Setting) -> anyhow::Result<Stage> {
-        let epoch_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let epoch_unix_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as i64);
         let seen = Arc::new(Seen {
             epoch: Instant::now(),
-            epoch_unix_ms,
-            recording: Mutex::default(),
+            recording: Mutex::new(Recording {
+                epoch_unix_ms,
+                ..Recording::default()
+            }),
             display: Mutex::new(Display::new(setting.line_every_s)),
         });
         let mut options = Options::new(&setting.directory, &setting.documents);
@@ -116,17 +117,30 @@ impl Stage {
         let (latest, watched) = watch::channel(None);
         let watchers = vec![
             spawn(watch_targets(client.clone(), setting.target.clone(), latest)),
-            spawn(watch_decisions(client.clone(), setting.target.clone(), Arc::clone(&seen))),
+            spawn(watch_decisions(
+                client.clone(),
+                setting.target.clone(),
+                Arc::clone(&seen),
+            )),
             spawn(look(client.clone(), watched, Arc::clone(&seen))),
         ];
-        Ok(Stage { _watchers: watchers, decider, client, setting, seen })
+        Ok(Stage {
+            _watchers: watchers,
+            decider,
+            client,
+            setting,
+            seen,
+        })
     }
 
     /// A new part of the scenario begins now.
     pub(crate) fn phase(&self, name: &str, words: &str) {
         let start_s = self.seen.now_s();
         self.seen.display().phase(start_s, name, words);
-        self.seen.recording().phases.push(Phase { name: name.to_owned(), start_s });
+        self.seen.recording().phases.push(Phase {
+            name: name.to_owned(),
+            start_s,
+        });
     }
 
     /// Begins a load.
@@ -141,7 +155,10 @@ impl Stage {
             Event::Progress(_) | Event::SendingEnded { .. } => {}
         };
         let task = infer_load::run(chosen, plan, observer, shutdown.clone());
-        Load { shutdown, task: AbortOnDropHandle::new(tokio::spawn(task)) }
+        Load {
+            shutdown,
+            task: AbortOnDropHandle::new(tokio::spawn(task)),
+        }
     }
 
     /// Waits until the target is as wanted; `None` when it was not in time, which a claim will then say.
@@ -168,7 +185,11 @@ impl Stage {
 }
 
 fn windows_request(target: &str, window_s: u32) -> GetWindowsRequest {
-    GetWindowsRequest { target: target.to_owned(), window_s, quantiles: QUANTILES.to_vec() }
+    GetWindowsRequest {
+        target: target.to_owned(),
+        window_s,
+        quantiles: QUANTILES.to_vec(),
+    }
 }
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
@@ -177,7 +198,9 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
 
 /// Keeps the target's latest state. Ends with the decider.
 async fn watch_targets(mut client: Client, target: String, latest: watch::Sender<Option<Target>>) {
-    let Ok(answer) = client.watch_targets(WatchTargetsRequest { target }).await else { return };
+    let Ok(answer) = client.watch_targets(WatchTargetsRequest { target }).await else {
+        return;
+    };
     let mut targets = answer.into_inner();
     while let Some(Ok(target)) = targets.next().await {
         let _ = latest.send(Some(target));
@@ -187,10 +210,15 @@ async fn watch_targets(mut client: Client, target: String, latest: watch::Sender
 /// Records and shows decisions. Ends with the decider.
 async fn watch_decisions(mut client: Client, target: String, seen: Arc<Seen>) {
     // The backlog covers what was decided before this call.
-    let Ok(answer) = client.watch_decisions(WatchDecisionsRequest { target, backlog: 100 }).await else { return };
+    let Ok(answer) = client
+        .watch_decisions(WatchDecisionsRequest { target, backlog: 100 })
+        .await
+    else {
+        return;
+    };
     let mut decisions = answer.into_inner();
     while let Some(Ok(decision)) = decisions.next().await {
-        let at_s = seen.at_s(decision.unix_ms);
+        let at_s = seen.recording().at_s(&decision);
         seen.display().decision(at_s, &decision);
         seen.recording().decisions.push(decision);
     }
@@ -202,7 +230,9 @@ async fn look(mut client: Client, latest: watch::Receiver<Option<Target>>, seen:
     pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         pace.tick().await;
-        let Some(target) = latest.borrow().clone() else { continue };
+        let Some(target) = latest.borrow().clone() else {
+            continue;
+        };
         let windows = client.get_windows(windows_request(&target.name, TTFT_WINDOW_S));
         let windows = tokio::time::timeout(RPC_TIMEOUT, windows).await;
         let windows = windows.ok().and_then(Result::ok).map(tonic::Response::into_inner);

@@ -16,8 +16,11 @@ impl Binaries {
     /// # Errors
     /// [`Error::NotBuilt`] when `infer-decider`, `infer-agent`, `infersim` or `inferctl` is not there.
     pub fn find() -> Result<Self, Error> {
-        let own = std::env::current_exe()
-            .map_err(|source| Error::Io { action: "find", path: PathBuf::from("the running program"), source })?;
+        let own = std::env::current_exe().map_err(|source| Error::Io {
+            action: "find",
+            path: PathBuf::from("the running program"),
+            source,
+        })?;
         let mut directory = own.parent().unwrap_or(Path::new(".")).to_path_buf();
         if directory.ends_with("deps") {
             directory.pop();

@@ -91,7 +91,14 @@ impl Decider {
         }
         let unset = SocketAddr::from(([127, 0, 0, 1], 0));
         let mark = format!("{}-{:016x}", std::process::id(), fastrand::u64(..));
-        let mut decider = Decider { options, binaries, mark, child: None, grpc: unset, http: None };
+        let mut decider = Decider {
+            options,
+            binaries,
+            mark,
+            child: None,
+            grpc: unset,
+            http: None,
+        };
         decider.launch().await?;
         Ok(decider)
     }
@@ -108,14 +115,27 @@ impl Decider {
         let addresses = self.state_dir().join("addresses.json");
         let _ = fs::remove_file(&addresses);
         let log = self.log_path();
-        let log_file = File::options().create(true).append(true).open(&log).map_err(failed("write", &log))?;
+        let log_file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(failed("write", &log))?;
         let program = self.binaries.path("infer-decider");
         let mut command = Command::new(&program);
         command.arg("run").arg("--state-dir").arg(self.state_dir());
         for index in 0..self.options.documents.len() {
-            command.arg("--config").arg(self.options.directory.join(document_name(index)));
+            command
+                .arg("--config")
+                .arg(self.options.directory.join(document_name(index)));
         }
-        command.args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--log", &self.options.log]);
+        command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--http-listen",
+            "127.0.0.1:0",
+            "--log",
+            &self.options.log,
+        ]);
         if self.options.leave_engines {
             command.arg("--leave-engines");
         }
@@ -136,11 +156,19 @@ impl Decider {
                 return Ok(());
             }
             if let Some(status) = self.exited()? {
-                return Err(Error::Ended { status: status.to_string(), log: self.log_tail(LOG_LINES), path: log });
+                return Err(Error::Ended {
+                    status: status.to_string(),
+                    log: self.log_tail(LOG_LINES),
+                    path: log,
+                });
             }
             if began.elapsed() > START {
                 let what = "the decider's start".to_owned();
-                return Err(Error::TooLate { what, within: START, seen: self.log_tail(LOG_LINES) });
+                return Err(Error::TooLate {
+                    what,
+                    within: START,
+                    seen: self.log_tail(LOG_LINES),
+                });
             }
             sleep(LOOK).await;
         }
@@ -189,7 +217,10 @@ impl Decider {
     /// # Errors
     /// [`Error::Connect`].
     pub async fn client(&self) -> Result<Client, Error> {
-        let channel = Endpoint::from_shared(self.url())?.connect_timeout(START).connect().await?;
+        let channel = Endpoint::from_shared(self.url())?
+            .connect_timeout(START)
+            .connect()
+            .await?;
         Ok(DecisionsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
@@ -229,7 +260,11 @@ impl Decider {
             }
             if began.elapsed() > within {
                 let what = "the decider's end".to_owned();
-                return Err(Error::TooLate { what, within, seen: self.log_tail(LOG_LINES) });
+                return Err(Error::TooLate {
+                    what,
+                    within,
+                    seen: self.log_tail(LOG_LINES),
+                });
             }
             sleep(LOOK).await;
         }
@@ -242,7 +277,10 @@ impl Decider {
     pub fn kill(&mut self) -> Result<(), Error> {
         if let Some(mut child) = self.child.take() {
             let path = self.binaries.path("infer-decider");
-            child.kill().and_then(|()| child.wait()).map_err(failed("kill", &path))?;
+            child
+                .kill()
+                .and_then(|()| child.wait())
+                .map_err(failed("kill", &path))?;
         }
         Ok(())
     }
@@ -263,7 +301,9 @@ impl Decider {
     /// How it ended, when it has.
     fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
         let path = self.binaries.path("infer-decider");
-        let Some(child) = &mut self.child else { return Ok(Some(ExitStatus::default())) };
+        let Some(child) = &mut self.child else {
+            return Ok(Some(ExitStatus::default()));
+        };
         let status = child.try_wait().map_err(failed("wait for", &path))?;
         if status.is_some() {
             self.child = None;
@@ -284,13 +324,21 @@ impl Drop for Decider {
         if !self.processes().is_empty() {
             let mut cleanup = Command::new(self.binaries.path("infer-decider"));
             cleanup.arg("cleanup").arg("--state-dir").arg(self.state_dir());
-            let _ = cleanup.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let _ = cleanup
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
         }
     }
 }
 
 fn document_name(index: usize) -> String {
-    if index == 0 { "fleet.yaml".to_owned() } else { format!("fleet-{index}.yaml") }
+    if index == 0 {
+        "fleet.yaml".to_owned()
+    } else {
+        format!("fleet-{index}.yaml")
+    }
 }
 
 /// `None` while the file is only half written.

@@ -24,13 +24,19 @@ impl std::fmt::Display for Process {
 /// Every live process that carries the mark with this value. Dead ones that wait for their parent are not among them.
 pub fn marked(mark: &str) -> Vec<Process> {
     let entry = format!("{MARK}={mark}");
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut processes: Vec<_> = pids
         .filter_map(|pid| {
             // Empty for the dead, unreadable for other users' processes.
             let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-            environment.split(|byte| *byte == 0).find(|have| *have == entry.as_bytes())?;
+            environment
+                .split(|byte| *byte == 0)
+                .find(|have| *have == entry.as_bytes())?;
             let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
             Some(Process { pid, command })

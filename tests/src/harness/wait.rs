@@ -25,7 +25,12 @@ pub async fn for_target(
     let mut client = client.clone();
     let mut last = None;
     let watched = timeout(within, async {
-        let mut targets = client.watch_targets(WatchTargetsRequest { target: name.to_owned() }).await?.into_inner();
+        let mut targets = client
+            .watch_targets(WatchTargetsRequest {
+                target: name.to_owned(),
+            })
+            .await?
+            .into_inner();
         while let Some(target) = targets.next().await {
             let target = target?;
             if condition(&target) {
@@ -40,7 +45,11 @@ pub async fn for_target(
         Ok(Err(error)) => Err(error),
         Ok(Ok(None)) | Err(_) => {
             let seen = last.map_or_else(|| "nothing".to_owned(), |target| brief(&target));
-            Err(Error::TooLate { what: what.to_owned(), within, seen })
+            Err(Error::TooLate {
+                what: what.to_owned(),
+                within,
+                seen,
+            })
         }
     }
 }
@@ -81,6 +90,10 @@ where
     });
     match asked.await {
         Ok(answer) => Ok(answer),
-        Err(_) => Err(Error::TooLate { what: what.to_owned(), within, seen }),
+        Err(_) => Err(Error::TooLate {
+            what: what.to_owned(),
+            within,
+            seen,
+        }),
     }
 }

@@ -146,7 +146,7 @@ fn fleet() -> impl Strategy<Value = LocalFleetSpec> {
     let agent = (
         proptest::option::of(proptest::collection::vec(text(), 1..3)),
         environment(),
-        50..=60000,
+        200..=60000,
     )
         .prop_map(|(command, env, interval)| AgentSpec {
             command,

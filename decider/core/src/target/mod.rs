@@ -2,8 +2,12 @@
 
 mod load;
 mod pod;
+mod share;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
     TimeMs,
@@ -17,6 +21,8 @@ use crate::{
 };
 
 use load::{History, LoadWindow};
+use share::{NOTHING, Share, counter_of, spread};
+
 pub use pod::{Boot, Claim, Phase, PodState, PodView};
 
 /// A plan that was not applied within this time is void: the next tick makes a better one.
@@ -25,6 +31,10 @@ const PLAN_LIFETIME_S: f64 = 5.0;
 const SETTLE_S: f64 = 5.0;
 /// Longer gaps between ticks stay holes: too much may have happened in them.
 const HOLD_S_MAX: i64 = 60;
+
+/// Replicas that a backend no longer lists and may list again (a watch that starts anew): more than go in a while of the
+/// largest shrinking.
+const GONE_MAX: usize = 256;
 
 /// What happened to a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +75,8 @@ pub struct Target {
     memory: Option<Memory>,
     spec: u32,
     pods: BTreeMap<String, PodState>,
+    /// Those not listed any more, the latest at the back: should one come back, what it has counted stays counted.
+    gone: VecDeque<PodState>,
     gateway: Option<f64>,
     loads: Vec<LoadWindow>,
     history: History,
@@ -72,12 +84,28 @@ pub struct Target {
     histograms: HistogramRing,
     horizon_s: usize,
     since: TimeMs,
+    /// The newest second in which a request was anywhere, as far as samples tell, replayed ones included.
+    last_busy: Option<TimeMs>,
+}
+
+/// Ready replicas by what is known of them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// Should have reported by now.
+    expected: u32,
+    /// Have fresh good data.
+    fresh: u32,
+    /// Have fresh good data that tells everything the policy asks for.
+    informed: u32,
 }
 
 impl Target {
     /// A target that nothing is known of yet. `memory` is what a predecessor remembered.
-    pub fn new(name: &str, policy: Arc<Policy>, bounds: Bounds, memory: Option<Memory>, now: TimeMs) -> Self {
+    pub fn new(name: &str, policy: Arc<Policy>, bounds: Bounds, mut memory: Option<Memory>, now: TimeMs) -> Self {
         let horizon_s = horizon_s(&policy);
+        if let Some(memory) = &mut memory {
+            memory.not_after(now);
+        }
         Target {
             name: name.to_owned(),
             loads: load_windows(&policy),
@@ -86,12 +114,14 @@ impl Target {
             memory,
             spec: 0,
             pods: BTreeMap::new(),
+            gone: VecDeque::new(),
             gateway: None,
             history: History::new(horizon_s),
             counters: vec![CounterRing::new(horizon_s); Counters::NAMES.len()],
             histograms: HistogramRing::new(horizon_s),
             horizon_s,
             since: now,
+            last_busy: None,
             policy,
         }
     }
@@ -141,12 +171,15 @@ impl Target {
         self.horizon_s
     }
 
-    /// What the fleet looks like now. Replicas that are gone are forgotten; what they have counted stays.
+    /// What the fleet looks like now. What replicas that are gone have counted stays.
     pub fn observe_fleet(&mut self, fleet: FleetView) {
         self.spec = fleet.spec;
         let mut before = std::mem::take(&mut self.pods);
         for view in fleet.pods {
-            let state = match before.remove(&view.name).filter(|state| state.view.uid == view.uid) {
+            let same = |state: &PodState| state.view.name == view.name && state.view.uid == view.uid;
+            let known = before.get(&view.name).is_some_and(same).then(|| before.remove(&view.name)).flatten();
+            let back = || self.gone.iter().position(same).and_then(|index| self.gone.remove(index));
+            let state = match known.or_else(back) {
                 Some(mut state) => {
                     state.view = view;
                     state
@@ -154,6 +187,10 @@ impl Target {
                 None => PodState::new(view),
             };
             self.pods.insert(state.view.name.clone(), state);
+        }
+        self.gone.extend(before.into_values().filter(|state| state.boot().is_some()));
+        while self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
         }
     }
 
@@ -180,16 +217,21 @@ impl Target {
         if now.since_s(sample.end) >= self.horizon_s as f64 {
             return Observed::Late;
         }
-        let serving = state.view.phase == Phase::Ready;
+        let phase = state.view.phase;
+        let gauges = sample.gauges.and(state.latest.as_ref()).map(|latest| latest.gauges);
+        let served = [&sample.counters.prompt_tokens, &sample.counters.generation_tokens, &sample.counters.requests];
+        let load = gauges.and_then(|gauges| gauges.concurrency()).unwrap_or(0.0);
+        if load > 0.0 || served.into_iter().any(|count| *count > 0) {
+            self.last_busy = self.last_busy.max(Some(sample.end));
+        }
         for (ring, count) in self.counters.iter_mut().zip(sample.counters.values()) {
-            if count > 0 {
-                ring.record(sample.end, count);
-            }
+            spread(ring, sample, count, self.horizon_s);
         }
         for (signal, observations) in &sample.histograms {
             self.histograms.record(sample.end, *signal, observations);
         }
-        if let Some(gauges) = sample.gauges.filter(|_| serving) {
+        // A replica that a restarted backend has not looked at yet has served all the same.
+        if let Some(gauges) = gauges.filter(|_| phase != Phase::Failed) {
             self.fill_past(sample, &gauges);
         }
         Observed::Applied { missing, queue_rose }
@@ -198,8 +240,10 @@ impl Target {
     /// A replayed sample fills the seconds before this target's own ticks did: a gauge is taken to hold at every full
     /// second within the sample's interval, so that each replica counts once per second whatever its pace.
     fn fill_past(&mut self, sample: &Sample, gauges: &Gauges) {
+        // An engine that sleeps counts as nothing.
+        let gauges = if gauges.asleep { &NOTHING } else { gauges };
         let settled = self.history.settled().unwrap_or(i64::MAX);
-        let first = (sample.end.0 - i64::from(sample.interval_ms)).div_euclid(1000) + 1;
+        let first = sample.end.0.saturating_sub(i64::from(sample.interval_ms)).div_euclid(1000) + 1;
         let last = sample.end.0.div_euclid(1000);
         for second in first.max(last - self.horizon_s as i64)..=last.min(settled - 1) {
             let at = TimeMs(second * 1000);
@@ -211,58 +255,95 @@ impl Target {
     }
 
     /// Writes this second's totals. A replica without fresh data counts with what it last said, one that never said
-    /// anything with the mean of the others: growing needs a guess, and shrinking is not allowed on it.
+    /// anything with the mean of the others: growing needs a guess, and shrinking is not allowed on it. Draining ones
+    /// count too: what they are finishing is part of the load that will come again.
     fn record_now(&mut self, now: TimeMs) {
-        let mut known = 0u32;
+        let mut awake = 0u32;
         let mut silent = 0u32;
-        let mut total = Gauges::default();
-        for state in self.pods.values().filter(|state| state.view.phase == Phase::Ready) {
-            match &state.latest {
-                Some(latest) if !latest.gauges.asleep => {
-                    known += 1;
-                    let gauges = latest.gauges;
-                    add(&mut total.running, gauges.running);
-                    add(&mut total.waiting, gauges.waiting);
-                    add(&mut total.kv_usage, gauges.kv_usage);
-                }
-                Some(_) => {}
-                None => silent += 1,
+        let mut totals = [Share::default(); 3];
+        let mut draining = [Share::default(); 3];
+        for state in self.pods.values() {
+            let ready = state.view.phase == Phase::Ready;
+            let Some(latest) = &state.latest else {
+                silent += u32::from(ready);
+                continue;
+            };
+            if latest.gauges.asleep {
+                continue;
             }
+            let shares = match state.view.phase {
+                Phase::Ready => &mut totals,
+                Phase::Draining if state.is_fresh(now) => &mut draining,
+                Phase::Starting | Phase::Draining | Phase::Failed => continue,
+            };
+            awake += u32::from(ready);
+            let gauges = [latest.gauges.running, latest.gauges.waiting, latest.gauges.kv_usage];
+            shares.iter_mut().zip(gauges).for_each(|(share, gauge)| share.add(gauge));
         }
-        if known > 0 && silent > 0 {
-            let fill = f64::from(known + silent) / f64::from(known);
-            for gauge in [&mut total.running, &mut total.waiting, &mut total.kv_usage] {
-                *gauge = gauge.map(|value| value * fill);
-            }
-        }
-        let data = self.fresh(now);
-        let complete = data.0 == data.1;
-        if known == 0 && self.gateway.is_none() {
+        let known = self.known(now);
+        let total = if awake > 0 {
+            let of = |index: usize| totals[index].filled(awake + silent).map(|sum| sum + draining[index].sum);
+            Gauges { running: of(0), waiting: of(1), kv_usage: of(2), asleep: false }
+        } else if silent > 0 || self.gateway.is_none() {
+            // Nobody has said anything, and that is not zero. What this second held, a later tick may know.
             return;
-        }
+        } else {
+            NOTHING
+        };
+        let complete = known.informed == known.expected;
         if !complete && self.history.settled().is_none() && now.since_s(self.since) < SETTLE_S {
             return;
         }
-        // Seconds that no tick has seen (a slow pace, a stalled process) hold what this one sees, not zero.
+        // Seconds that no tick has seen (a slow pace, a stalled process) hold what this one sees, not zero. They are
+        // known only as far as samples reach back.
         let second = now.0.div_euclid(1000);
         let last = self.history.last_second().filter(|last| (1..=HOLD_S_MAX).contains(&(second - last)));
         for missed in last.map_or(second, |last| last + 1)..second {
-            self.write(TimeMs(missed * 1000), &total, data.1);
+            let at = TimeMs(missed * 1000);
+            let covered = self.informed(now).filter(|state| state.covers(at)).count() as u32;
+            self.write(at, &total, covered, covered > 0);
         }
-        self.write(now, &total, data.1);
+        self.write(now, &total, known.informed, known.informed > 0 || known.expected == 0);
     }
 
-    fn write(&mut self, at: TimeMs, total: &Gauges, fresh: u32) {
-        self.history.record_now(at, total, self.gateway, fresh);
+    fn write(&mut self, at: TimeMs, total: &Gauges, fresh: u32, known: bool) {
+        self.history.record_now(at, total, self.gateway, fresh, known);
         for load in &mut self.loads {
             load.record_now(at, total, self.gateway);
         }
     }
 
-    /// Ready replicas that should have reported by now, and the part of them with fresh good data.
-    fn fresh(&self, now: TimeMs) -> (u32, u32) {
-        let ready = self.pods.values().filter(|state| state.view.phase == Phase::Ready && !state.is_new(now));
-        ready.fold((0, 0), |(expected, fresh), state| (expected + 1, fresh + u32::from(state.is_fresh(now))))
+    fn ready(&self) -> impl Iterator<Item = &PodState> {
+        self.pods.values().filter(|state| state.view.phase == Phase::Ready)
+    }
+
+    /// Ready replicas with fresh good data that tells everything the policy asks for.
+    fn informed(&self, now: TimeMs) -> impl Iterator<Item = &PodState> {
+        self.ready().filter(move |state| state.is_fresh(now) && self.is_informed(state, now))
+    }
+
+    fn known(&self, now: TimeMs) -> Known {
+        Known {
+            expected: self.ready().filter(|state| !state.is_new(now)).count() as u32,
+            fresh: self.ready().filter(|state| state.is_fresh(now)).count() as u32,
+            informed: self.informed(now).count() as u32,
+        }
+    }
+
+    /// Whether a replica tells what the policy's metrics are made of. One that sleeps has nothing to tell.
+    fn is_informed(&self, state: &PodState, now: TimeMs) -> bool {
+        let Some(gauges) = state.latest.as_ref().map(|latest| latest.gauges) else { return false };
+        gauges.asleep
+            || self.policy.metrics.iter().all(|metric| match metric.metric {
+                Metric::Waiting => gauges.waiting.is_some(),
+                Metric::Running => gauges.running.is_some(),
+                Metric::Concurrency => gauges.concurrency().is_some(),
+                Metric::KvUsage => gauges.kv_usage.is_some(),
+                Metric::Latency { .. } => true,
+                Metric::PromptTokensPerSecond | Metric::GenerationTokensPerSecond | Metric::RequestsPerSecond => {
+                    counter_of(&metric.metric).is_some_and(|counter| state.counter_told(counter, now).is_some())
+                }
+            })
     }
 
     fn replicas(&self) -> Replicas {
@@ -279,24 +360,30 @@ impl Target {
     }
 
     /// Share of the last `window_s` seconds that is known: of their (ready replica × second) those with a sample, and no
-    /// more than the share of the window that the target has lived through.
+    /// more than the share of seconds of which anything is known at all.
     pub fn completeness(&self, now: TimeMs, window_s: f64) -> f64 {
-        let ready = self.pods.values().filter(|state| state.view.phase == Phase::Ready);
-        let expected: f64 = ready
-            .map(|state| state.view.ready_since.map_or(0.0, |since| now.since_s(since).clamp(0.0, window_s)))
-            .sum();
-        // A target that has not lived through a window knows nothing of it, however few its replicas. The present
-        // second is never whole.
-        let lived = ((self.history.span_s(now, window_s) + 1.0) / window_s).min(1.0);
-        // A replica's first second is seldom whole either.
-        let told = if expected < 2.0 { 1.0 } else { (self.history.pod_seconds(now, window_s) / expected).min(1.0) };
+        let since: Vec<TimeMs> = self.ready().filter_map(|state| state.view.ready_since).collect();
+        let expected: f64 = since.iter().map(|since| now.since_s(*since).clamp(0.0, window_s)).sum();
+        let newest = since.iter().max().copied().unwrap_or_default();
+        let ready_at = |at: TimeMs| match at >= newest {
+            true => since.len(),
+            false => since.iter().filter(|since| **since <= at).count(),
+        };
+        // A target that has not lived through a window knows nothing of it, however few its replicas.
+        let lived = (self.history.known_s(now, window_s) / window_s).min(1.0);
+        // A replica's first second is seldom whole.
+        let told = if expected < 2.0 {
+            1.0
+        } else {
+            (self.history.pod_seconds(now, window_s, ready_at) / expected).min(1.0)
+        };
         lived.min(told)
     }
 
     /// What is known at `now`, without deciding.
     pub fn inputs(&self, now: TimeMs) -> Inputs {
         let kpa = &self.policy.kpa;
-        let (expected, fresh) = self.fresh(now);
+        let Known { expected, fresh, informed } = self.known(now);
         // Replicas that all keep silent hide the load; only a fleet of none is known by its front door alone.
         let known = fresh > 0 || (expected == 0 && self.gateway.is_some());
         let mut loads = self.loads.iter();
@@ -309,13 +396,11 @@ impl Target {
                     stable: self.latency(now, kpa.stable_window_s, signal).quantile(quantile),
                     panic: self.latency(now, kpa.panic_window_s(), signal).quantile(quantile),
                 },
-                Metric::PromptTokensPerSecond if known => self.rate_of(now, 0),
-                Metric::GenerationTokensPerSecond if known => self.rate_of(now, 2),
-                Metric::RequestsPerSecond if known => self.rate_of(now, 3),
-                Metric::Latency { .. }
-                | Metric::PromptTokensPerSecond
-                | Metric::GenerationTokensPerSecond
-                | Metric::RequestsPerSecond => Measured::Absent,
+                Metric::Latency { .. } => Measured::Absent,
+                Metric::PromptTokensPerSecond | Metric::GenerationTokensPerSecond | Metric::RequestsPerSecond => {
+                    let counter = counter_of(&metric.metric).filter(|_| known);
+                    counter.map_or(Measured::Absent, |counter| self.rate_of(now, counter))
+                }
                 Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage => {
                     loads.next().filter(|_| known).map_or(Measured::Absent, |load| load.measure(now))
                 }
@@ -326,7 +411,7 @@ impl Target {
             bounds: self.bounds,
             control: self.control,
             replicas: self.replicas(),
-            data: DataState { expected, fresh, completeness: self.completeness(now, kpa.stable_window_s) },
+            data: DataState { expected, fresh: informed, completeness: self.completeness(now, kpa.stable_window_s) },
             metrics,
             gateway_waiting: self.gateway,
             busy: self.is_busy(),
@@ -346,18 +431,24 @@ impl Target {
     }
 
     fn rate_of(&self, now: TimeMs, counter: usize) -> Measured {
+        let tells = |state: &PodState| state.is_fresh(now) && state.counter_told(counter, now).is_some();
+        if self.ready().any(|state| !state.is_new(now)) && !self.ready().any(tells) {
+            return Measured::Absent;
+        }
         let kpa = &self.policy.kpa;
         let rate = |window_s: f64| self.counter(now, window_s as usize, counter).1;
         Measured::Load { stable: rate(kpa.stable_window_s), panic: rate(kpa.panic_window_s()) }
     }
 
-    /// A counter's sum and rate over the last `window_s` whole seconds (the present one is not over yet), by its
-    /// position in [`Counters::NAMES`].
+    /// A counter's sum and rate over the last `window_s` whole seconds, by its position in [`Counters::NAMES`]. They end
+    /// where all replicas with fresh data have told it: what a slow reporter has yet to tell is not zero.
     pub fn counter(&self, now: TimeMs, window_s: usize, counter: usize) -> (u64, f64) {
-        let last_whole = TimeMs(now.0 - 1000);
+        let told = self.ready().filter(|state| state.is_fresh(now)).filter_map(|state| state.counter_told(counter, now));
+        // A second that is not over yet is not whole.
+        let end_s = told.min().map_or(now, |told| told.min(now)).0.div_euclid(1000);
         let window_s = window_s.clamp(1, self.horizon_s);
-        let sum = self.counters[counter].sum(last_whole, window_s);
-        let lived_s = self.history.span_s(now, window_s as f64).max(1.0);
+        let sum = self.counters[counter].sum(TimeMs((end_s - 1) * 1000), window_s);
+        let lived_s = self.history.span_s(TimeMs(end_s * 1000), window_s as f64).max(1.0);
         (sum, sum as f64 / lived_s)
     }
 
@@ -378,14 +469,16 @@ impl Target {
 
     /// Decides. Returns the record, and a plan when the outcome is not what the backend has.
     ///
-    /// The caller says with [`Target::settle`] whether the outcome counts.
+    /// The plan counts as made until the caller says with [`Target::refused`] that it was not.
     pub fn decide(&mut self, now: TimeMs) -> (Record, Option<Plan>) {
         self.record_now(now);
         let inputs = self.inputs(now);
-        let memory = match self.memory.take() {
+        let mut memory = match self.memory.take() {
             Some(memory) => memory,
             None => Memory::start(&self.policy, inputs.replicas.ready, now),
         };
+        // Requests shorter than a sample's interval show in no gauge.
+        memory.last_busy = self.last_busy.map_or(memory.last_busy, |busy| busy.max(memory.last_busy));
         let (memory_after, outcome) = evaluate(&self.policy, &memory, &inputs);
         self.memory = Some(memory_after.clone());
         let plan = (outcome.desired != inputs.replicas.spec).then(|| Plan {
@@ -401,20 +494,11 @@ impl Target {
         (record, plan)
     }
 
-    /// Another policy or other limits from now on. Windows are rebuilt from the history kept, where lengths differ.
-    pub fn follow(&mut self, policy: Arc<Policy>, bounds: Bounds) {
-        self.bounds = bounds;
-        if *policy == *self.policy {
-            return;
-        }
+    /// A plan of [`Target::decide`] was not made true: it uses up nothing of what rate policies allow.
+    pub fn refused(&mut self, plan: &Plan) {
         if let Some(memory) = &mut self.memory {
-            memory.kpa.follow(&self.policy.kpa, &policy.kpa);
+            memory.events.forget(plan.at);
         }
-        self.loads = load_windows(&policy);
-        for load in &mut self.loads {
-            load.refill(&self.history);
-        }
-        self.policy = policy;
     }
 }
 
@@ -431,10 +515,4 @@ fn load_windows(policy: &Policy) -> Vec<LoadWindow> {
 fn horizon_s(policy: &Policy) -> usize {
     const LOOK_BACK_S: f64 = 600.0;
     policy.kpa.stable_window_s.max(LOOK_BACK_S).ceil() as usize
-}
-
-fn add(total: &mut Option<f64>, value: Option<f64>) {
-    if let Some(value) = value {
-        *total = Some(total.unwrap_or(0.0) + value);
-    }
 }

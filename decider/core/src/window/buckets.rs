@@ -48,6 +48,16 @@ impl TimedBuckets {
     /// Adds `value` to the bucket of `at`. Out-of-order values within the window count; older ones are ignored and
     /// answered with `false`. A gap of a whole window before `at` clears all that was there.
     pub fn record(&mut self, at: TimeMs, value: f64) -> bool {
+        self.bucket(at).map(|bucket| *bucket += value).is_some()
+    }
+
+    /// Like [`TimedBuckets::record`], but the bucket then holds the larger of before and `value`, not their sum.
+    pub fn raise(&mut self, at: TimeMs, value: f64) -> bool {
+        self.bucket(at).map(|bucket| *bucket = bucket.max(value)).is_some()
+    }
+
+    /// The bucket of `at`, with the window moved on to it; `None` when it lies before the window.
+    fn bucket(&mut self, at: TimeMs) -> Option<&mut f64> {
         let start = self.start_of(at);
         match self.written {
             None => {
@@ -69,15 +79,14 @@ impl TimedBuckets {
             }
             Some((first, last)) if start < last => {
                 if start.0 + self.window_ms <= last.0 {
-                    return false;
+                    return None;
                 }
                 self.written = Some((first.min(start), last));
             }
             Some(_) => {}
         }
         let index = self.index_of(start);
-        self.buckets[index] += value;
-        true
+        Some(&mut self.buckets[index])
     }
 
     /// The average per bucket over the window that ends at `now`; 0 when nothing was written within it. Time before

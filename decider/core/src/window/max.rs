@@ -58,6 +58,18 @@ impl MaxTimeWindow {
         self.window.record(now.0.div_euclid(self.granularity_ms), value);
     }
 
+    /// Dates what was recorded after `now` at `now`, the largest of it: a clock that was set back must not hold it for
+    /// as long as it was wrong.
+    pub fn not_after(&mut self, now: TimeMs) {
+        let present = now.0.div_euclid(self.granularity_ms);
+        let queue = &mut self.window.queue;
+        let largest = queue.iter().filter(|(index, _)| *index > present).map(|(_, value)| *value).max();
+        queue.retain(|(index, _)| *index <= present);
+        if let Some(largest) = largest {
+            self.window.record(present, largest);
+        }
+    }
+
     /// The largest value in the window of the last record; 0 before the first.
     pub fn current(&self) -> u32 {
         self.window.current()

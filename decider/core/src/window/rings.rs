@@ -66,12 +66,12 @@ impl CounterRing {
 
     /// Adds `count` to the second of `at`; `false` when that is too long ago.
     pub fn record(&mut self, at: TimeMs, count: u64) -> bool {
-        self.0.slot(at).map(|slot| *slot += count).is_some()
+        self.0.slot(at).map(|slot| *slot = slot.saturating_add(count)).is_some()
     }
 
     /// Sum over the `window_s` seconds up to and including the one of `last`.
     pub fn sum(&self, last: TimeMs, window_s: usize) -> u64 {
-        self.0.over(last, window_s).sum()
+        self.0.over(last, window_s).fold(0, |sum, count| sum.saturating_add(*count))
     }
 }
 

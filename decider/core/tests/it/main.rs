@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod histogram;
+mod review;
 mod rules;
 mod scenario;
 mod windows;

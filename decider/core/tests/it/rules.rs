@@ -242,3 +242,40 @@ fn the_checker_refuses_each_kind_of_bad_plan() {
         assert_eq!(refused(plan(5, Mode::Stable), &held, NOW), Violation::NotInControl(name));
     }
 }
+
+/// An objective on a bucket's edge tells the bucket below from the bucket above, histogram rounding or not.
+#[test]
+fn an_objective_on_a_bucket_edge_is_decidable() {
+    use infer_core::histogram::BoundedHistogram;
+    let policy = Policy {
+        metrics: vec![MetricTarget { metric: Metric::Latency { signal: Signal::Ttft, quantile: 0.95 }, target: 1000.0 }],
+        tolerance: 0.0,
+        kpa: KpaPolicy::default(),
+        scale_up: ScalingRules { policies: vec![], ..ScalingRules::default_up() },
+        scale_down: ScalingRules { stabilization_window_s: 0.0, ..ScalingRules::default_down() },
+        scale_to_zero_grace_s: 0.0,
+    };
+    let decide = |low_ms, high_ms| {
+        let mut histogram = BoundedHistogram::default();
+        histogram.record(low_ms, Some(high_ms), 100);
+        let latency = histogram.quantile(0.95);
+        let inputs = Inputs {
+            now: NOW,
+            bounds: Bounds { min: 1, max: 50 },
+            control: Control::Auto,
+            replicas: Replicas { spec: 4, ready: 4, ..Replicas::default() },
+            data: DataState { expected: 4, fresh: 4, completeness: 1.0 },
+            metrics: vec![Measured::Latency { stable: latency, panic: latency }],
+            gateway_waiting: None,
+            busy: true,
+        };
+        let mut memory = Memory::start(&policy, 0, NOW.plus_s(-600.0));
+        memory.last_busy = NOW;
+        evaluate(&policy, &memory, &inputs).1.desired
+    };
+    assert!(decide(1000.0, 2500.0) > 4, "all above");
+    assert_eq!(decide(750.0, 1500.0), 4, "cannot be told");
+    assert!(decide(250.0, 500.0) < 4, "all below");
+    // The bucket that ends at the objective holds it, with room to spare or without: a ratio below 1, rounded up.
+    assert!(decide(500.0, 1000.0) <= 4);
+}

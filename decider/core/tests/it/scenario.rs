@@ -91,7 +91,7 @@ impl World {
                 end: TimeMs(self.now.0 - 100),
                 interval_ms: 1000,
                 gauges: Some(Gauges { running: Some(share), waiting: Some(0.0), kv_usage: Some(0.2), asleep: false }),
-                counters: Counters { requests: 3, ..Counters::default() },
+                counters: Counters { requests: if self.load > 0.0 { 3 } else { 0 }, ..Counters::default() },
                 histograms: vec![],
             };
             self.target.claim(&pod.name, &pod.uid, boot("b", 0));
