@@ -15,7 +15,10 @@ impl Clock {
     /// A clock that starts now.
     pub fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Clock { started: Instant::now(), started_unix_ms: since_epoch.as_millis() as i64 }
+        Clock {
+            started: Instant::now(),
+            started_unix_ms: since_epoch.as_millis() as i64,
+        }
     }
 
     /// Now.

@@ -26,7 +26,9 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut shutdown: wat
     let registry = Arc::new(registry(&shared));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -62,10 +64,15 @@ fn answer(request: &Request<Incoming>, shared: &Shared, registry: &Registry) -> 
         "/metrics" => {
             let mut body = String::new();
             if encode(&mut body, registry).is_err() {
-                return text(StatusCode::INTERNAL_SERVER_ERROR, "metrics could not be written\n".to_owned());
+                return text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "metrics could not be written\n".to_owned(),
+                );
             }
             let mut response = Response::new(Full::new(Bytes::from(body)));
-            response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
             response
         }
         "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
@@ -77,7 +84,10 @@ fn answer(request: &Request<Incoming>, shared: &Shared, registry: &Registry) -> 
             // Degraded is still deciding: it stays in service.
             text(StatusCode::OK, if body.is_empty() { "ok\n".to_owned() } else { body })
         }
-        path => text(StatusCode::NOT_FOUND, format!("no {path} here; there are /metrics, /livez and /readyz\n")),
+        path => text(
+            StatusCode::NOT_FOUND,
+            format!("no {path} here; there are /metrics, /livez and /readyz\n"),
+        ),
     }
 }
 
@@ -107,18 +117,54 @@ impl Collector for Service {
         use std::sync::atomic::Ordering::Relaxed;
         let (counters, journal) = (&self.0.counters, self.0.journal.health());
         for (name, help, value) in [
-            ("samples_applied", "Samples taken into windows", &counters.samples_applied),
-            ("samples_duplicate", "Samples seen before and not taken twice", &counters.samples_duplicate),
-            ("samples_late", "Samples too old for every window", &counters.samples_late),
-            ("samples_missing", "Sequence numbers that never came", &counters.samples_missing),
-            ("streams_refused", "Agents' streams closed because of what they sent", &counters.streams_refused),
+            (
+                "samples_applied",
+                "Samples taken into windows",
+                &counters.samples_applied,
+            ),
+            (
+                "samples_duplicate",
+                "Samples seen before and not taken twice",
+                &counters.samples_duplicate,
+            ),
+            (
+                "samples_late",
+                "Samples too old for every window",
+                &counters.samples_late,
+            ),
+            (
+                "samples_missing",
+                "Sequence numbers that never came",
+                &counters.samples_missing,
+            ),
+            (
+                "streams_refused",
+                "Agents' streams closed because of what they sent",
+                &counters.streams_refused,
+            ),
             ("ticks", "Ticks at the fixed pace", &counters.ticks),
             ("early_ticks", "Ticks woken by an event", &counters.early_ticks),
             ("plans_applied", "Plans the backend has taken", &counters.plans_applied),
-            ("plans_refused", "Plans the checker has refused", &counters.plans_refused),
-            ("plans_failed", "Plans the backend has refused or failed", &counters.plans_failed),
-            ("journal_entries_written", "Journal entries on disk since the start", &journal.written),
-            ("journal_entries_lost", "Journal entries lost to a slow or full disk", &journal.lost),
+            (
+                "plans_refused",
+                "Plans the checker has refused",
+                &counters.plans_refused,
+            ),
+            (
+                "plans_failed",
+                "Plans the backend has refused or failed",
+                &counters.plans_failed,
+            ),
+            (
+                "journal_entries_written",
+                "Journal entries on disk since the start",
+                &journal.written,
+            ),
+            (
+                "journal_entries_lost",
+                "Journal entries lost to a slow or full disk",
+                &journal.lost,
+            ),
         ] {
             let counter = ConstCounter::new(value.load(Relaxed));
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
@@ -126,9 +172,24 @@ impl Collector for Service {
         let tick_s = counters.tick_us.load(Relaxed) as f64 / 1e6;
         let healthy = i64::from(view::problems(&self.0).is_empty());
         let connected = counters.agents_connected.load(Relaxed) as i64;
-        gauge(&mut encoder, "last_tick_seconds", "Time the last tick took, applying included", ConstGauge::new(tick_s))?;
-        gauge(&mut encoder, "healthy", "1 when nothing is degraded", ConstGauge::new(healthy))?;
-        gauge(&mut encoder, "agents_connected", "Agents' streams open now", ConstGauge::new(connected))?;
+        gauge(
+            &mut encoder,
+            "last_tick_seconds",
+            "Time the last tick took, applying included",
+            ConstGauge::new(tick_s),
+        )?;
+        gauge(
+            &mut encoder,
+            "healthy",
+            "1 when nothing is degraded",
+            ConstGauge::new(healthy),
+        )?;
+        gauge(
+            &mut encoder,
+            "agents_connected",
+            "Agents' streams open now",
+            ConstGauge::new(connected),
+        )?;
         self.targets(&mut encoder)
     }
 }
@@ -145,8 +206,21 @@ impl Service {
         // Copied out, so that the lock is not held while text is written.
         let targets: Vec<_> = {
             let state = self.0.state();
-            let latest = state.targets.iter().filter_map(|(name, entity)| Some((name, entity.latest.as_ref()?)));
-            latest.map(|(name, record)| (name.clone(), record.inputs.replicas, record.inputs.data, record.outcome.desired, record.outcome.mode)).collect()
+            let latest = state
+                .targets
+                .iter()
+                .filter_map(|(name, entity)| Some((name, entity.latest.as_ref()?)));
+            latest
+                .map(|(name, record)| {
+                    (
+                        name.clone(),
+                        record.inputs.replicas,
+                        record.inputs.data,
+                        record.outcome.desired,
+                        record.outcome.mode,
+                    )
+                })
+                .collect()
         };
         let mut family = encoder.encode_descriptor(
             "target_replicas",

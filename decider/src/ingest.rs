@@ -13,7 +13,8 @@ use infer_core::{
     target::{Boot, Claim, Observed},
 };
 use infer_proto::v1::{
-    self, AgentMessage, DeciderMessage, agent_message::Body, decider_message::Body as Answer, telemetry_server::Telemetry,
+    self, AgentMessage, DeciderMessage, agent_message::Body, decider_message::Body as Answer,
+    telemetry_server::Telemetry,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -107,11 +108,20 @@ impl Offset {
 
     fn note(known: Option<Offset>, offset_ms: i64, now: TimeMs) -> Offset {
         match known {
-            None => Offset { since: now, smallest_ms: offset_ms, before_ms: offset_ms },
-            Some(known) if now.since_s(known.since) >= Offset::PERIOD_S => {
-                Offset { since: now, smallest_ms: offset_ms, before_ms: known.smallest_ms }
-            }
-            Some(known) => Offset { smallest_ms: known.smallest_ms.min(offset_ms), ..known },
+            None => Offset {
+                since: now,
+                smallest_ms: offset_ms,
+                before_ms: offset_ms,
+            },
+            Some(known) if now.since_s(known.since) >= Offset::PERIOD_S => Offset {
+                since: now,
+                smallest_ms: offset_ms,
+                before_ms: known.smallest_ms,
+            },
+            Some(known) => Offset {
+                smallest_ms: known.smallest_ms.min(offset_ms),
+                ..known
+            },
         }
     }
 
@@ -139,7 +149,10 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.counters.agents_connected.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.0
+            .counters
+            .agents_connected
+            .fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -177,11 +190,18 @@ impl AgentStream {
                 }
                 Some(Body::Goodbye(goodbye)) => {
                     tracing::info!(pod = speaker.pod, reason = goodbye.reason, "agent said goodbye");
-                    self.answer(Answer::Ack(v1::Ack { sequence: goodbye.newest_sequence })).await?;
+                    self.answer(Answer::Ack(v1::Ack {
+                        sequence: goodbye.newest_sequence,
+                    }))
+                    .await?;
                     return Ok(());
                 }
                 Some(Body::Hello(_)) => return Err(Status::invalid_argument("a second hello on one stream")),
-                None => return Err(Status::invalid_argument("a message without a body that this decider knows")),
+                None => {
+                    return Err(Status::invalid_argument(
+                        "a message without a body that this decider knows",
+                    ));
+                }
             }
         }
         Ok(())
@@ -189,13 +209,18 @@ impl AgentStream {
 
     async fn answer(&self, body: Answer) -> Result<(), Status> {
         let message = DeciderMessage { body: Some(body) };
-        self.answers.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent is gone"))
+        self.answers
+            .send(Ok(message))
+            .await
+            .map_err(|_| Status::cancelled("the agent is gone"))
     }
 
     fn note_clock(&mut self, sent_ms: u64) -> Result<(), Status> {
         let sent = i64::try_from(sent_ms).ok().filter(|_| sent_ms <= CLOCK_MS_MAX);
         let sent = sent.ok_or_else(|| {
-            Status::invalid_argument(format!("sent_ms {sent_ms} is more than {CLOCK_MS_MAX}: it counts from the agent's start"))
+            Status::invalid_argument(format!(
+                "sent_ms {sent_ms} is more than {CLOCK_MS_MAX}: it counts from the agent's start"
+            ))
         })?;
         let now = self.shared.clock.now();
         self.offset = Some(Offset::note(self.offset.take(), now.0.saturating_sub(sent), now));
@@ -203,36 +228,67 @@ impl AgentStream {
     }
 
     async fn welcome(&mut self, hello: v1::Hello) -> Result<Speaker, Status> {
-        let pod = hello.pod.ok_or_else(|| Status::invalid_argument("hello.pod is missing"))?;
-        let boot = hello.boot.ok_or_else(|| Status::invalid_argument("hello.boot is missing"))?;
-        for (field, text) in
-            [("hello.pod.name", &pod.name), ("hello.pod.target", &pod.target), ("hello.boot.id", &boot.id)]
-        {
+        let pod = hello
+            .pod
+            .ok_or_else(|| Status::invalid_argument("hello.pod is missing"))?;
+        let boot = hello
+            .boot
+            .ok_or_else(|| Status::invalid_argument("hello.boot is missing"))?;
+        for (field, text) in [
+            ("hello.pod.name", &pod.name),
+            ("hello.pod.target", &pod.target),
+            ("hello.boot.id", &boot.id),
+        ] {
             if text.is_empty() || text.len() > NAME_MAX {
-                return Err(Status::invalid_argument(format!("{field} must have 1 to {NAME_MAX} bytes")));
+                return Err(Status::invalid_argument(format!(
+                    "{field} must have 1 to {NAME_MAX} bytes"
+                )));
             }
         }
         let (resume_after, wanted) = self.claim(&pod, &boot, hello.engine)?;
         let decider_id = self.shared.decider_id.clone();
-        self.answer(Answer::Welcome(v1::Welcome { decider_id, resume_after, wanted: Some(wanted) })).await?;
-        Ok(Speaker { target: pod.target, pod: pod.name, boot: boot.id })
+        self.answer(Answer::Welcome(v1::Welcome {
+            decider_id,
+            resume_after,
+            wanted: Some(wanted),
+        }))
+        .await?;
+        Ok(Speaker {
+            target: pod.target,
+            pod: pod.name,
+            boot: boot.id,
+        })
     }
 
-    fn claim(&self, pod: &v1::PodIdentity, boot: &v1::Boot, engine: Option<v1::Engine>) -> Result<(u64, v1::Wanted), Status> {
+    fn claim(
+        &self,
+        pod: &v1::PodIdentity,
+        boot: &v1::Boot,
+        engine: Option<v1::Engine>,
+    ) -> Result<(u64, v1::Wanted), Status> {
         let mut state = self.shared.state();
         let names = state.names();
-        let entity = state.targets.get_mut(&pod.target).ok_or_else(|| {
-            Status::not_found(format!("no target {:?}; targets here: {names}", pod.target))
-        })?;
+        let entity = state
+            .targets
+            .get_mut(&pod.target)
+            .ok_or_else(|| Status::not_found(format!("no target {:?}; targets here: {names}", pod.target)))?;
         let claim = entity.target.claim(
             &pod.name,
             &pod.uid,
-            Boot { id: boot.id.clone(), started_unix_ms: boot.started_unix_ms },
+            Boot {
+                id: boot.id.clone(),
+                started_unix_ms: boot.started_unix_ms,
+            },
         );
         match claim {
             Claim::Granted { resume_after, replaces } => {
                 if let Some(before) = replaces {
-                    tracing::warn!(pod = pod.name, boot = boot.id, before, "a later boot speaks for this replica now");
+                    tracing::warn!(
+                        pod = pod.name,
+                        boot = boot.id,
+                        before,
+                        "a later boot speaks for this replica now"
+                    );
                 }
                 if engine.is_some() {
                     entity.notes.entry(pod.name.clone()).or_default().engine = engine;
@@ -246,13 +302,15 @@ impl AgentStream {
                 };
                 Ok((resume_after, wanted))
             }
-            Claim::Superseded { by } => {
-                Err(Status::already_exists(format!("replica {:?} is spoken for by a later boot, {by}", pod.name)))
-            }
+            Claim::Superseded { by } => Err(Status::already_exists(format!(
+                "replica {:?} is spoken for by a later boot, {by}",
+                pod.name
+            ))),
             // The backend may not have told of it yet.
-            Claim::UnknownPod => {
-                Err(Status::unavailable(format!("no replica {:?} in target {:?} (yet)", pod.name, pod.target)))
-            }
+            Claim::UnknownPod => Err(Status::unavailable(format!(
+                "no replica {:?} in target {:?} (yet)",
+                pod.name, pod.target
+            ))),
         }
     }
 
@@ -272,12 +330,18 @@ impl AgentStream {
         match entity.target.observe(&speaker.pod, &speaker.boot, &sample, now) {
             Observed::Applied { missing, queue_rose } => {
                 count(&counters.samples_applied);
-                counters.samples_missing.fetch_add(missing, std::sync::atomic::Ordering::Relaxed);
+                counters
+                    .samples_missing
+                    .fetch_add(missing, std::sync::atomic::Ordering::Relaxed);
                 let note = entity.notes.entry(speaker.pod.clone()).or_default();
                 if engine.is_some() {
                     note.engine = engine;
                 }
-                let problem = if gauges.is_some() { String::new() } else { scrape_problem(&scrape) };
+                let problem = if gauges.is_some() {
+                    String::new()
+                } else {
+                    scrape_problem(&scrape)
+                };
                 // What is replayed is history, not news.
                 let news = now.since_s(sample.end) < NEWS_S;
                 if news && note.problem != problem {
@@ -306,9 +370,10 @@ impl AgentStream {
                 count(&counters.samples_late);
                 Ok(())
             }
-            Observed::Superseded => {
-                Err(Status::already_exists(format!("replica {:?} is spoken for by a later boot", speaker.pod)))
-            }
+            Observed::Superseded => Err(Status::already_exists(format!(
+                "replica {:?} is spoken for by a later boot",
+                speaker.pod
+            ))),
             Observed::UnknownPod => Err(Status::unavailable(format!("replica {:?} is gone", speaker.pod))),
         }
     }
@@ -331,12 +396,21 @@ fn decode(sample: v1::Sample, sent_ms: u64, offset_ms: i64, now: TimeMs) -> Resu
         return Err(format!("end_ms {} is after it was sent, {sent_ms}", sample.end_ms));
     }
     if sample.interval_ms > INTERVAL_MS_MAX {
-        return Err(format!("interval_ms {} is more than {INTERVAL_MS_MAX}", sample.interval_ms));
+        return Err(format!(
+            "interval_ms {} is more than {INTERVAL_MS_MAX}",
+            sample.interval_ms
+        ));
     }
-    let end = i64::try_from(sample.end_ms).unwrap_or(i64::MAX).saturating_add(offset_ms);
+    let end = i64::try_from(sample.end_ms)
+        .unwrap_or(i64::MAX)
+        .saturating_add(offset_ms);
     let gauges = sample.gauges.map(|gauges| decode_gauges(&gauges)).transpose()?;
     let counters = decode_counters(&sample.counters.unwrap_or_default())?;
-    let histograms = sample.histograms.iter().map(decode_histogram).collect::<Result<_, _>>()?;
+    let histograms = sample
+        .histograms
+        .iter()
+        .map(decode_histogram)
+        .collect::<Result<_, _>>()?;
     Ok(Sample {
         sequence: sample.sequence,
         end: TimeMs(end.min(now.0)),
@@ -400,7 +474,10 @@ fn decode_histogram(delta: &v1::HistogramDelta) -> Result<(Signal, BoundedHistog
         .map_err(|error| format!("histogram {}: {error}", signal.name()))?;
     if histogram.count() != delta.count {
         let (said, have) = (delta.count, histogram.count());
-        return Err(format!("histogram {}: count says {said}, the cells hold {have}", signal.name()));
+        return Err(format!(
+            "histogram {}: count says {said}, the cells hold {have}",
+            signal.name()
+        ));
     }
     if delta.count > COUNT_MAX {
         return Err(format!("histogram {}: count is {}", signal.name(), delta.count));

@@ -155,7 +155,10 @@ impl Journal {
     /// # Errors
     /// When the directory cannot be made or listed, or the writer cannot be started.
     pub fn open(directory: &Path) -> Result<(Self, Recovered), Error> {
-        let failed = |source| Error::Directory { path: directory.to_owned(), source };
+        let failed = |source| Error::Directory {
+            path: directory.to_owned(),
+            source,
+        };
         fs::create_dir_all(directory).map_err(failed)?;
         let segments = segments(directory).map_err(failed)?;
         let mut recovered = Recovered::default();
@@ -167,18 +170,34 @@ impl Journal {
         let segment = segments.last().and_then(|(_, path)| Segment::resume(path).ok());
         let health = Arc::new(Health::default());
         let (queue, jobs) = sync_channel(QUEUE);
-        let words = recovered.entries.iter().filter_map(word).map(|(target, entry)| (target, entry.clone())).collect();
-        let mut writer = Writer { directory: directory.to_owned(), next, segment, words, health: Arc::clone(&health) };
-        std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&jobs)).map_err(failed)?;
+        let words = recovered
+            .entries
+            .iter()
+            .filter_map(word)
+            .map(|(target, entry)| (target, entry.clone()))
+            .collect();
+        let mut writer = Writer {
+            directory: directory.to_owned(),
+            next,
+            segment,
+            words,
+            health: Arc::clone(&health),
+        };
+        std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || writer.run(&jobs))
+            .map_err(failed)?;
         Ok((Journal { queue, health }, recovered))
     }
 
     /// Queues an entry; lost and counted when the queue is full.
     pub fn append(&self, entry: Entry) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.queue.try_send(Job::Write(Box::new(entry)))
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.queue.try_send(Job::Write(Box::new(entry)))
         {
             self.health.lost.fetch_add(1, Ordering::Relaxed);
-            self.health.set(Some("the journal's queue is full: the disk is too slow".to_owned()));
+            self.health
+                .set(Some("the journal's queue is full: the disk is too slow".to_owned()));
         }
     }
 
@@ -201,7 +220,10 @@ fn segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        let number = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| stem.parse().ok());
         if let Some(number) = number.filter(|_| path.extension().is_some_and(|extension| extension == SUFFIX)) {
             found.push((number, path));
         }
@@ -229,7 +251,9 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     let line = line.strip_suffix(b"\n")?;
     let (checksum, json) = line.split_at_checked(9)?;
     let checksum = u32::from_str_radix(std::str::from_utf8(checksum).ok()?.strip_suffix(' ')?, 16).ok()?;
-    (crc32fast::hash(json) == checksum).then(|| serde_json::from_slice(json).ok()).flatten()
+    (crc32fast::hash(json) == checksum)
+        .then(|| serde_json::from_slice(json).ok())
+        .flatten()
 }
 
 /// The file that is written now.
@@ -258,7 +282,11 @@ impl Segment {
                 size += 1;
             }
         }
-        Ok(Segment { file, path: path.to_owned(), size })
+        Ok(Segment {
+            file,
+            path: path.to_owned(),
+            size,
+        })
     }
 
     /// Appends lines, all or nothing.
@@ -354,10 +382,14 @@ impl Writer {
         let mut lines = Vec::new();
         if !self.segment.as_ref().is_some_and(usable) {
             self.segment = None;
-            self.segment = Some(Segment::create(self.directory.join(format!("{:010}.{SUFFIX}", self.next)))?);
+            self.segment = Some(Segment::create(
+                self.directory.join(format!("{:010}.{SUFFIX}", self.next)),
+            )?);
             self.next += 1;
         }
-        let Some(segment) = &mut self.segment else { return Err(io::Error::other("no segment")) };
+        let Some(segment) = &mut self.segment else {
+            return Err(io::Error::other("no segment"));
+        };
         let is_new = segment.size == 0;
         if is_new {
             for word in self.words.values().filter(|word| *word != entry) {
@@ -435,13 +467,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let health = Arc::default();
         let directory_path = directory.path().to_owned();
-        let mut writer = Writer { directory: directory_path, next: 1, segment: None, words: BTreeMap::new(), health };
+        let mut writer = Writer {
+            directory: directory_path,
+            next: 1,
+            segment: None,
+            words: BTreeMap::new(),
+            health,
+        };
         writer.write(&control("first")).unwrap();
         for _ in 0..SEGMENTS_MAX + 2 {
             writer.segment = None;
             writer.write(&control("a")).unwrap();
         }
-        let numbers: Vec<_> = segments(directory.path()).unwrap().into_iter().map(|(number, _)| number).collect();
+        let numbers: Vec<_> = segments(directory.path())
+            .unwrap()
+            .into_iter()
+            .map(|(number, _)| number)
+            .collect();
         assert_eq!(numbers, (4..=SEGMENTS_MAX as u64 + 3).collect::<Vec<_>>());
         // What a person has said is not gone with them.
         let (_, recovered) = Journal::open(directory.path()).unwrap();

@@ -82,7 +82,10 @@ impl Traffic for Door {
         let endpoints = ready.into_iter();
         self.0.set_endpoints(
             endpoints
-                .map(|endpoint| infer_frontdoor::Endpoint { replica: endpoint.replica, address: endpoint.address })
+                .map(|endpoint| infer_frontdoor::Endpoint {
+                    replica: endpoint.replica,
+                    address: endpoint.address,
+                })
                 .collect(),
         );
     }
@@ -123,8 +126,14 @@ pub async fn prepare(fleet: &LocalFleet, surroundings: &Surroundings<'_>) -> Res
     let door = match &fleet.spec.front_door {
         None => None,
         Some(spec) => {
-            let wrong = |problem| Error::Fleet { fleet: name.clone(), problem };
-            let listen = spec.listen.parse().map_err(|error| wrong(format!("spec.frontDoor.listen: {error}")))?;
+            let wrong = |problem| Error::Fleet {
+                fleet: name.clone(),
+                problem,
+            };
+            let listen = spec
+                .listen
+                .parse()
+                .map_err(|error| wrong(format!("spec.frontDoor.listen: {error}")))?;
             let options = infer_frontdoor::Options {
                 listen,
                 model: (!fleet.spec.model.is_empty()).then(|| fleet.spec.model.clone()),
@@ -133,7 +142,10 @@ pub async fn prepare(fleet: &LocalFleet, surroundings: &Surroundings<'_>) -> Res
                 ..infer_frontdoor::Options::default()
             };
             let bound = infer_frontdoor::FrontDoor::bind(options).await;
-            Some(bound.map_err(|source| Error::FrontDoor { fleet: name.clone(), source })?)
+            Some(bound.map_err(|source| Error::FrontDoor {
+                fleet: name.clone(),
+                source,
+            })?)
         }
     };
     let (door, door_handle) = door.unzip();
@@ -146,14 +158,27 @@ pub async fn prepare(fleet: &LocalFleet, surroundings: &Surroundings<'_>) -> Res
     options.target = name.clone();
     options.decider = format!("http://{}", surroundings.decider);
     let supervisor = Supervisor::new(options)?;
-    let member = Member { supervisor: supervisor.handle(), door: door_handle, asked: Mutex::new(None) };
-    Ok(Prepared { name, initial: fleet.spec.initial_replicas(), supervisor, member: Arc::new(member), door })
+    let member = Member {
+        supervisor: supervisor.handle(),
+        door: door_handle,
+        asked: Mutex::new(None),
+    };
+    Ok(Prepared {
+        name,
+        initial: fleet.spec.initial_replicas(),
+        supervisor,
+        member: Arc::new(member),
+        door,
+    })
 }
 
 /// The supervisor's terms for a fleet's document.
 fn fleet_spec(fleet: &LocalFleet) -> Result<FleetSpec, Error> {
     let spec = &fleet.spec;
-    let wrong = |problem| Error::Fleet { fleet: fleet.metadata.name.clone(), problem };
+    let wrong = |problem| Error::Fleet {
+        fleet: fleet.metadata.name.clone(),
+        problem,
+    };
     let port = |field: &str, port: i32| {
         u16::try_from(port).map_err(|_| wrong(format!("spec.engine.ports.{field}: {port} is not a port")))
     };
@@ -165,7 +190,11 @@ fn fleet_spec(fleet: &LocalFleet) -> Result<FleetSpec, Error> {
         "" | "." => None,
         directory => Some(PathBuf::from(directory)),
     };
-    local.host = spec.engine.host.parse().map_err(|error| wrong(format!("spec.engine.host: {error}")))?;
+    local.host = spec
+        .engine
+        .host
+        .parse()
+        .map_err(|error| wrong(format!("spec.engine.host: {error}")))?;
     local.startup_probe.path = spec.startup_probe.path.clone();
     local.startup_probe.interval = spec.startup_probe.interval();
     local.startup_probe.timeout = spec.startup_probe.timeout();
@@ -180,7 +209,10 @@ fn fleet_spec(fleet: &LocalFleet) -> Result<FleetSpec, Error> {
     };
     local.agent_env = spec.agent.env.clone();
     if spec.engine.metrics_path != "/metrics" {
-        local.agent_env.entry("INFER_AGENT_METRICS_PATH".to_owned()).or_insert(spec.engine.metrics_path.clone());
+        local
+            .agent_env
+            .entry("INFER_AGENT_METRICS_PATH".to_owned())
+            .or_insert(spec.engine.metrics_path.clone());
     }
     Ok(local)
 }
@@ -196,7 +228,13 @@ impl LocalBackend {
         let changed = Arc::new(Notify::new());
         let mut members = BTreeMap::new();
         for fleet in fleets {
-            let Prepared { name, initial, supervisor, member, door } = fleet;
+            let Prepared {
+                name,
+                initial,
+                supervisor,
+                member,
+                door,
+            } = fleet;
             let mut state = member.supervisor.subscribe();
             let mut stop = shutdown.clone();
             tasks.spawn(async move {
@@ -213,11 +251,17 @@ impl LocalBackend {
                     let stopped = async move {
                         let _ = stop.wait_for(Option::is_some).await;
                     };
-                    door.run(stopped).await.map_err(|source| Error::FrontDoor { fleet, source })
+                    door.run(stopped)
+                        .await
+                        .map_err(|source| Error::FrontDoor { fleet, source })
                 });
             }
             // The registry knows what was asked for before; only a new fleet begins with its initial count.
-            let wanted = state.wait_for(|state| state.taken_over).await.ok().and_then(|state| state.wanted);
+            let wanted = state
+                .wait_for(|state| state.taken_over)
+                .await
+                .ok()
+                .and_then(|state| state.wanted);
             if let Err(error) = member.ask(wanted.unwrap_or(initial), "start") {
                 tracing::error!(fleet = name, %error, "cannot ask for the initial replicas");
             }
@@ -284,10 +328,16 @@ impl Actuator for LocalBackend {
             name: replica.name.clone(),
             endpoint: replica.endpoint.map(|address| format!("http://{address}")),
             startup_ms: replica.startup_ms,
-            problem: replica.last_problem.clone().filter(|_| replica.phase == infer_local::Phase::Failed),
+            problem: replica
+                .last_problem
+                .clone()
+                .filter(|_| replica.phase == infer_local::Phase::Failed),
         });
         Some(Fleet {
-            view: FleetView { spec, pods: pods.collect() },
+            view: FleetView {
+                spec,
+                pods: pods.collect(),
+            },
             details: details.collect(),
             gateway_waiting: member.door.as_ref().map(|door| door.waiting() as f64),
         })
@@ -302,7 +352,9 @@ impl Actuator for LocalBackend {
                 Some(spec) if spec != plan.from => return Err(actuate::Error::Stale { from: plan.from, spec }),
                 _ => {}
             }
-            member.ask(plan.to, &plan_id).map_err(|error| actuate::Error::Backend(error.to_string()))
+            member
+                .ask(plan.to, &plan_id)
+                .map_err(|error| actuate::Error::Backend(error.to_string()))
         })
     }
 

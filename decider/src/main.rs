@@ -14,7 +14,10 @@ const EXIT_USAGE: u8 = 2;
 
 /// Decides how many inference replicas there should be, and says why.
 #[derive(Parser)]
-#[command(version, after_help = "Exit codes: 0 ended as asked; 1 failed at work; 2 a mistake in documents or usage.")]
+#[command(
+    version,
+    after_help = "Exit codes: 0 ended as asked; 1 failed at work; 2 a mistake in documents or usage."
+)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -79,7 +82,8 @@ fn read_documents(files: &[PathBuf]) -> Result<Documents, String> {
         let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
         sources.push((file.display().to_string(), text));
     }
-    parse_sources(sources.iter().map(|(name, text)| (name.as_str(), text.as_str()))).map_err(|errors| errors.to_string())
+    parse_sources(sources.iter().map(|(name, text)| (name.as_str(), text.as_str())))
+        .map_err(|errors| errors.to_string())
 }
 
 fn main() -> ExitCode {
@@ -97,7 +101,11 @@ fn main() -> ExitCode {
     };
     let result = match args.command {
         Command::Check { .. } => {
-            say(&format!("{} documents, {} targets, no mistakes", documents.len(), documents.targets().len()));
+            say(&format!(
+                "{} documents, {} targets, no mistakes",
+                documents.len(),
+                documents.targets().len()
+            ));
             return ExitCode::SUCCESS;
         }
         Command::Cleanup { state_dir } => cleanup(state_dir),
@@ -132,7 +140,9 @@ fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr);
     match run.log_format {
-        LogFormat::Human => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Human => logs
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
     let options = service::Options {
@@ -142,7 +152,10 @@ fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
         http_listen: (!run.no_http).then_some(run.http_listen),
         leave_engines: run.leave_engines,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
@@ -159,12 +172,27 @@ fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
 
 fn cleanup(state_dir: PathBuf) -> anyhow::Result<ExitCode> {
     const GRACE: Duration = Duration::from_secs(5);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     let report = runtime.block_on(infer_local::cleanup(&state_dir, GRACE))?;
     for ended in &report.ended {
         let how = if ended.killed { "killed" } else { "ended" };
-        say(&format!("{how} pid {} of fleet {} ({:?})", ended.pid, ended.fleet, ended.role));
+        say(&format!(
+            "{how} pid {} of fleet {} ({:?})",
+            ended.pid, ended.fleet, ended.role
+        ));
     }
-    say(&format!("{} ended, {} were gone already, {} left", report.ended.len(), report.gone, report.remaining.len()));
-    Ok(if report.remaining.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+    say(&format!(
+        "{} ended, {} were gone already, {} left",
+        report.ended.len(),
+        report.gone,
+        report.remaining.len()
+    ));
+    Ok(if report.remaining.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILED)
+    })
 }

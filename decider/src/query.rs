@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 
-use infer_core::{
-    TimeMs,
-    decision::Control,
-};
+use infer_core::{TimeMs, decision::Control};
 use infer_proto::v1::{self, decisions_server::Decisions, explain_request::What};
 use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -50,7 +47,9 @@ impl Queries {
             entity.word = word;
             entity.target.set_control(entity.control());
             entity.dirty = true;
-            self.shared.journal.append(Entry::Control(Word::to_entry(name, entity.word.as_ref())));
+            self.shared
+                .journal
+                .append(Entry::Control(Word::to_entry(name, entity.word.as_ref())));
             tracing::info!(target_name = name, word = ?entity.word, "told by a person");
             view::target(entity, now)
         };
@@ -66,12 +65,18 @@ impl Queries {
 
 fn find<'a>(state: &'a mut State, name: &str) -> Result<&'a mut Entity, Status> {
     let names = state.names();
-    state.targets.get_mut(name).ok_or_else(|| Status::not_found(format!("no target {name:?}; targets here: {names}")))
+    state
+        .targets
+        .get_mut(name)
+        .ok_or_else(|| Status::not_found(format!("no target {name:?}; targets here: {names}")))
 }
 
 fn check_reason(reason: &str) -> Result<(), Status> {
     if reason.len() > REASON_MAX {
-        return Err(Status::invalid_argument(format!("reason has {} bytes, at most {REASON_MAX}", reason.len())));
+        return Err(Status::invalid_argument(format!(
+            "reason has {} bytes, at most {REASON_MAX}",
+            reason.len()
+        )));
     }
     Ok(())
 }
@@ -113,7 +118,10 @@ impl Decisions for Queries {
                 let now = shared.clock.now();
                 let targets: Vec<_> = {
                     let state = shared.state();
-                    let wanted = state.targets.values().filter(|entity| only.is_empty() || entity.spec.name == only);
+                    let wanted = state
+                        .targets
+                        .values()
+                        .filter(|entity| only.is_empty() || entity.spec.name == only);
                     wanted.map(|entity| view::target(entity, now)).collect()
                 };
                 for target in targets {
@@ -147,7 +155,11 @@ impl Decisions for Queries {
         if !request.target.is_empty() {
             find(&mut state, &request.target)?;
         }
-        let limit = if request.limit == 0 { LIST_DEFAULT } else { (request.limit as usize).min(LIST_MAX) };
+        let limit = if request.limit == 0 {
+            LIST_DEFAULT
+        } else {
+            (request.limit as usize).min(LIST_MAX)
+        };
         let wanted = state.decisions.iter().rev().filter(|decision| {
             (request.target.is_empty() || decision.record.target == request.target)
                 && (request.before_id == 0 || decision.id < request.before_id)
@@ -168,7 +180,8 @@ impl Decisions for Queries {
                 find(&mut state, &request.target)?;
             }
             let wanted = state.decisions.iter().rev();
-            let wanted = wanted.filter(|decision| request.target.is_empty() || decision.record.target == request.target);
+            let wanted =
+                wanted.filter(|decision| request.target.is_empty() || decision.record.target == request.target);
             wanted.take((request.backlog as usize).min(LIST_MAX)).cloned().collect()
         };
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
@@ -220,7 +233,11 @@ impl Decisions for Queries {
                     let record = find(&mut state, &name)?.latest.clone();
                     let record = record.ok_or_else(|| Status::unavailable(format!("no decision on {name:?} yet")))?;
                     let now = record.inputs.now.0;
-                    let numbered = state.decisions.iter().rev().find(|decision| decision.record.target == name);
+                    let numbered = state
+                        .decisions
+                        .iter()
+                        .rev()
+                        .find(|decision| decision.record.target == name);
                     match numbered.filter(|decision| decision.unix_ms == now) {
                         Some(decision) => Arc::clone(decision),
                         None => Arc::new(view::unnumbered(&record)),
@@ -238,20 +255,35 @@ impl Decisions for Queries {
             return Err(Status::invalid_argument(format!("quantile {q} is not between 0 and 1")));
         }
         if request.quantiles.len() > QUANTILES_MAX {
-            let message = format!("{} quantiles asked for, at most {QUANTILES_MAX}", request.quantiles.len());
+            let message = format!(
+                "{} quantiles asked for, at most {QUANTILES_MAX}",
+                request.quantiles.len()
+            );
             return Err(Status::invalid_argument(message));
         }
         let now = self.shared.clock.now();
         let mut state = self.shared.state();
         let entity = find(&mut state, &request.target)?;
-        Ok(Response::new(view::windows(entity, now, request.window_s, &request.quantiles)))
+        Ok(Response::new(view::windows(
+            entity,
+            now,
+            request.window_s,
+            &request.quantiles,
+        )))
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::Target>, Status> {
         let request = request.into_inner();
         check_reason(&request.reason)?;
         let expires = self.expiry(request.for_s);
-        self.speak(&request.target, Some(Word { control: Control::Paused, expires, reason: request.reason }))
+        self.speak(
+            &request.target,
+            Some(Word {
+                control: Control::Paused,
+                expires,
+                reason: request.reason,
+            }),
+        )
     }
 
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::Target>, Status> {
@@ -267,11 +299,21 @@ impl Decisions for Queries {
         }
         let max = find(&mut self.shared.state(), &request.target)?.spec.bounds.max;
         if request.replicas > max {
-            let message = format!("replicas {} is more than the binding's maxReplicas {max}", request.replicas);
+            let message = format!(
+                "replicas {} is more than the binding's maxReplicas {max}",
+                request.replicas
+            );
             return Err(Status::invalid_argument(message));
         }
         let expires = self.expiry(request.for_s);
         let control = Control::Override(request.replicas);
-        self.speak(&request.target, Some(Word { control, expires, reason: request.reason }))
+        self.speak(
+            &request.target,
+            Some(Word {
+                control,
+                expires,
+                reason: request.reason,
+            }),
+        )
     }
 }

@@ -114,7 +114,9 @@ pub fn target_specs(documents: &Documents) -> Vec<TargetSpec> {
 }
 
 async fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, what, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, what, source })
 }
 
 /// Where a decider that is running listens: read by tools that were told port 0.
@@ -133,7 +135,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let state_dir = Arc::new(StateDir::lock(&options.state_dir)?);
     let (journal, recovered) = Journal::open(&options.state_dir.join("journal"))?;
     if recovered.torn > 0 {
-        tracing::warn!(lines = recovered.torn, "passed over journal lines that a crash has torn");
+        tracing::warn!(
+            lines = recovered.torn,
+            "passed over journal lines that a crash has torn"
+        );
     }
     let grpc = listen(options.listen, "gRPC").await?;
     let http = match options.http_listen {
@@ -142,10 +147,23 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     };
     let local_address = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
     let address = local_address(&grpc, options.listen);
-    let http_address = http.as_ref().zip(options.http_listen).map(|(http, asked)| local_address(http, asked));
+    let http_address = http
+        .as_ref()
+        .zip(options.http_listen)
+        .map(|(http, asked)| local_address(http, asked));
 
-    let shared = Shared::new(Clock::start(), "local", target_specs(&options.documents), journal, recovered);
-    let surroundings = Surroundings { state_dir: &state_dir, decider: address, running: running(&shared) };
+    let shared = Shared::new(
+        Clock::start(),
+        "local",
+        target_specs(&options.documents),
+        journal,
+        recovered,
+    );
+    let surroundings = Surroundings {
+        state_dir: &state_dir,
+        decider: address,
+        running: running(&shared),
+    };
     let mut fleets = Vec::new();
     for fleet in &options.documents.fleets {
         fleets.push(local::prepare(fleet, &surroundings).await?);
@@ -194,7 +212,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     if !matches!(failure, Some(Error::Ticks(_))) {
         let _ = ticks.await;
     }
-    let how = if options.leave_engines { Shutdown::Leave } else { Shutdown::Stop };
+    let how = if options.leave_engines {
+        Shutdown::Leave
+    } else {
+        Shutdown::Stop
+    };
     let _ = stop_fleets.send(Some(how));
     let fleets_end = async {
         while let Some(ended) = tasks.join_next().await {
@@ -223,7 +245,12 @@ fn running(shared: &Arc<Shared>) -> RunningLookup {
     Arc::new(move |target, replica| {
         let now = shared.clock.now();
         let state = shared.state();
-        let pod = state.targets.get(target)?.target.pods().find(|pod| pod.view.name == replica)?;
+        let pod = state
+            .targets
+            .get(target)?
+            .target
+            .pods()
+            .find(|pod| pod.view.name == replica)?;
         let latest = pod.latest.as_ref().filter(|_| pod.is_fresh(now))?;
         latest.gauges.concurrency()
     })
@@ -262,5 +289,7 @@ pub async fn serve(
     let stop = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    Ok(router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop).await?)
+    Ok(router
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+        .await?)
 }

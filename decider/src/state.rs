@@ -60,7 +60,11 @@ pub struct Wishes {
 
 impl Default for Wishes {
     fn default() -> Self {
-        Wishes { interval_ms: 1000, fast_interval_ms: 250, wake_on_waiting_rise: 2 }
+        Wishes {
+            interval_ms: 1000,
+            fast_interval_ms: 250,
+            wake_on_waiting_rise: 2,
+        }
     }
 }
 
@@ -130,10 +134,11 @@ impl Told {
     /// Whether `before` said the same not long ago.
     pub fn repeats(&self, before: Option<&Told>) -> bool {
         // A change that was made is always told.
-        !self.applied && before.is_some_and(|before| {
-            (before.from, before.to, before.applied) == (self.from, self.to, self.applied)
-                && self.at.since_s(before.at) < Told::AGAIN_S
-        })
+        !self.applied
+            && before.is_some_and(|before| {
+                (before.from, before.to, before.applied) == (self.from, self.to, self.applied)
+                    && self.at.since_s(before.at) < Told::AGAIN_S
+            })
     }
 }
 
@@ -211,7 +216,13 @@ pub struct Shared {
 
 impl Shared {
     /// Starts from the documents' targets and what the journal has kept.
-    pub fn new(clock: Clock, backend: &'static str, specs: Vec<TargetSpec>, journal: Journal, recovered: Recovered) -> Arc<Self> {
+    pub fn new(
+        clock: Clock,
+        backend: &'static str,
+        specs: Vec<TargetSpec>,
+        journal: Journal,
+        recovered: Recovered,
+    ) -> Arc<Self> {
         let mut past = Past::default();
         for entry in recovered.entries {
             past.take(entry);
@@ -220,9 +231,16 @@ impl Shared {
         let mut targets = BTreeMap::new();
         for spec in specs {
             let memory = past.memories.remove(&spec.name).map(|memory| *memory);
-            let word = past.words.remove(&spec.name).filter(|word| word.expires.is_none_or(|end| end > now));
+            let word = past
+                .words
+                .remove(&spec.name)
+                .filter(|word| word.expires.is_none_or(|end| end > now));
             let target = Target::new(&spec.name, Arc::clone(&spec.policy), spec.bounds, memory, now);
-            let last_change = past.decisions.iter().rev().find(|decision| decision.record.target == spec.name);
+            let last_change = past
+                .decisions
+                .iter()
+                .rev()
+                .find(|decision| decision.record.target == spec.name);
             let entity = Entity {
                 last_change: last_change.map_or((0, 0), |decision| (decision.id, decision.unix_ms)),
                 target,
@@ -247,7 +265,11 @@ impl Shared {
             wake: Notify::new(),
             decisions: broadcast::channel(WATCH_BACKLOG).0,
             changed: watch::channel(0).0,
-            state: Mutex::new(State { targets, decisions: past.decisions, next_decision_id }),
+            state: Mutex::new(State {
+                targets,
+                decisions: past.decisions,
+                next_decision_id,
+            }),
         })
     }
 
@@ -283,7 +305,12 @@ impl Past {
                 self.next_decision_id = self.next_decision_id.max(decision.id + 1);
                 remember(&mut self.decisions, Arc::new(*decision));
             }
-            Entry::Checkpoint { target, memory, next_decision_id, .. } => {
+            Entry::Checkpoint {
+                target,
+                memory,
+                next_decision_id,
+                ..
+            } => {
                 self.next_decision_id = self.next_decision_id.max(next_decision_id);
                 self.memories.insert(target, memory);
             }
@@ -311,7 +338,13 @@ impl State {
     pub fn add_decision(&mut self, unix_ms: i64, record: Record, not_applied: Option<String>) -> Arc<Decision> {
         let id = self.next_decision_id;
         self.next_decision_id += 1;
-        let decision = Arc::new(Decision { id, unix_ms, applied: not_applied.is_none(), not_applied, record });
+        let decision = Arc::new(Decision {
+            id,
+            unix_ms,
+            applied: not_applied.is_none(),
+            not_applied,
+            record,
+        });
         remember(&mut self.decisions, Arc::clone(&decision));
         decision
     }
@@ -324,7 +357,11 @@ impl State {
     /// Names of all targets, for messages.
     pub fn names(&self) -> String {
         let names: Vec<_> = self.targets.keys().map(String::as_str).collect();
-        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
     }
 }
 
@@ -335,7 +372,11 @@ impl Word {
             ("override", Some(replicas)) => Control::Override(replicas),
             _ => return None,
         };
-        Some(Word { control, expires: entry.expires_unix_ms.map(TimeMs), reason: entry.reason.clone() })
+        Some(Word {
+            control,
+            expires: entry.expires_unix_ms.map(TimeMs),
+            reason: entry.reason.clone(),
+        })
     }
 
     /// The journal's form; `None` for the end of a word.

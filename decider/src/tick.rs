@@ -52,7 +52,11 @@ pub async fn run(shared: Arc<Shared>, actuator: Arc<dyn Actuator>, mut shutdown:
             }
             () = stopped(&mut shutdown) => return,
         };
-        count(if early { &shared.counters.early_ticks } else { &shared.counters.ticks });
+        count(if early {
+            &shared.counters.early_ticks
+        } else {
+            &shared.counters.ticks
+        });
         tick(&shared, &actuator, early).await;
         if early {
             tokio::time::sleep(EARLY_GAP).await;
@@ -75,13 +79,18 @@ pub async fn tick(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, early: boo
         let turn = {
             let mut state = shared.state();
             let next_decision_id = state.next_decision_id();
-            let Some(entity) = state.targets.get_mut(&name) else { continue };
+            let Some(entity) = state.targets.get_mut(&name) else {
+                continue;
+            };
             take_turn(shared, entity, fleet, next_decision_id, now)
         };
         let Some(turn) = turn else { continue };
         finish_turn(shared, actuator, turn, now).await;
     }
-    shared.counters.tick_us.store(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+    shared
+        .counters
+        .tick_us
+        .store(started.elapsed().as_micros() as u64, Ordering::Relaxed);
     shared.publish();
 }
 
@@ -95,14 +104,26 @@ fn take_turn(
 ) -> Option<Turn> {
     entity.dirty = false;
     let fleet = fleet?;
-    entity.notes.retain(|name, _| fleet.view.pods.iter().any(|pod| pod.name == *name));
-    entity.details = fleet.details.into_iter().map(|detail| (detail.name.clone(), detail)).collect();
+    entity
+        .notes
+        .retain(|name, _| fleet.view.pods.iter().any(|pod| pod.name == *name));
+    entity.details = fleet
+        .details
+        .into_iter()
+        .map(|detail| (detail.name.clone(), detail))
+        .collect();
     entity.target.observe_fleet(fleet.view);
     entity.target.observe_gateway(fleet.gateway_waiting);
-    if entity.word.as_ref().is_some_and(|word| word.expires.is_some_and(|end| end <= now)) {
+    if entity
+        .word
+        .as_ref()
+        .is_some_and(|word| word.expires.is_some_and(|end| end <= now))
+    {
         tracing::info!(target_name = entity.spec.name, "pause or override has ended");
         entity.word = None;
-        shared.journal.append(Entry::Control(Word::to_entry(&entity.spec.name, None)));
+        shared
+            .journal
+            .append(Entry::Control(Word::to_entry(&entity.spec.name, None)));
     }
     entity.target.set_control(entity.control());
     let (record, plan) = entity.target.decide(now);
@@ -118,11 +139,19 @@ fn take_turn(
         });
     }
     entity.latest = Some(Arc::new(record.clone()));
-    Some(Turn { record, plan, mode_changed })
+    Some(Turn {
+        record,
+        plan,
+        mode_changed,
+    })
 }
 
 async fn finish_turn(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, turn: Turn, now: TimeMs) {
-    let Turn { record, plan, mode_changed } = turn;
+    let Turn {
+        record,
+        plan,
+        mode_changed,
+    } = turn;
     let told = plan.as_ref().map(|plan| (plan.from, plan.to));
     let not_applied = match &plan {
         Some(plan) => apply(shared, actuator, plan.clone(), &record).await.err(),
@@ -131,13 +160,24 @@ async fn finish_turn(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, turn: T
     };
     let decision = {
         let mut state = shared.state();
-        let Some(entity) = state.targets.get_mut(&record.target) else { return };
+        let Some(entity) = state.targets.get_mut(&record.target) else {
+            return;
+        };
         if let Some(plan) = plan.filter(|_| not_applied.is_some()) {
             entity.target.refused(&plan);
         }
         // Advisory, or refused by the checker: worth telling once in a while, not every second.
-        let telling = told.map(|(from, to)| Told { from, to, applied: not_applied.is_none(), at: now });
-        if !mode_changed && telling.as_ref().is_some_and(|telling| telling.repeats(entity.told.as_ref())) {
+        let telling = told.map(|(from, to)| Told {
+            from,
+            to,
+            applied: not_applied.is_none(),
+            at: now,
+        });
+        if !mode_changed
+            && telling
+                .as_ref()
+                .is_some_and(|telling| telling.repeats(entity.told.as_ref()))
+        {
             return;
         }
         entity.told = telling;
@@ -157,12 +197,7 @@ async fn finish_turn(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, turn: T
 }
 
 /// Checks a plan and hands it to the backend; or says why not.
-async fn apply(
-    shared: &Arc<Shared>,
-    actuator: &Arc<dyn Actuator>,
-    plan: Plan,
-    record: &Record,
-) -> Result<(), String> {
+async fn apply(shared: &Arc<Shared>, actuator: &Arc<dyn Actuator>, plan: Plan, record: &Record) -> Result<(), String> {
     match record.inputs.control {
         Control::Paused => return Err("paused".to_owned()),
         Control::Advisory => return Err("advisory mode".to_owned()),
@@ -186,7 +221,10 @@ async fn apply(
         }
         Err(_) => {
             count(&shared.counters.plans_failed);
-            Err(format!("the backend did not answer within {} s", APPLY_TIMEOUT.as_secs()))
+            Err(format!(
+                "the backend did not answer within {} s",
+                APPLY_TIMEOUT.as_secs()
+            ))
         }
     }
 }

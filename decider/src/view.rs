@@ -35,7 +35,10 @@ pub fn problems(shared: &Shared) -> Vec<String> {
         };
         let data = record.inputs.data;
         if data.fresh < data.expected {
-            problems.push(format!("target {name}: fresh data of {} of {} ready replicas", data.fresh, data.expected));
+            problems.push(format!(
+                "target {name}: fresh data of {} of {} ready replicas",
+                data.fresh, data.expected
+            ));
         }
     }
     problems
@@ -134,7 +137,11 @@ fn pod(entity: &Entity, state: &PodState, now: TimeMs) -> v1::Pod {
         sample_age_ms: state.last_sample.map(|last| now.0.saturating_sub(last.0).max(0) as u64),
         engine: note.engine,
         gauges: note.gauges,
-        problem: if note.problem.is_empty() { detail.problem.unwrap_or_default() } else { note.problem },
+        problem: if note.problem.is_empty() {
+            detail.problem.unwrap_or_default()
+        } else {
+            note.problem
+        },
         startup_ms: detail.startup_ms,
         endpoint: detail.endpoint.unwrap_or_default(),
     }
@@ -191,14 +198,25 @@ pub fn explanation(of: &Decision) -> v1::Explanation {
 pub fn windows(entity: &Entity, now: TimeMs, window_s: u32, quantiles: &[f64]) -> v1::Windows {
     let target = &entity.target;
     let stable_s = target.policy().kpa.stable_window_s as usize;
-    let window_s = if window_s == 0 { stable_s } else { (window_s as usize).min(target.horizon_s()) };
-    let quantiles = if quantiles.is_empty() { &QUANTILES[..] } else { quantiles };
+    let window_s = if window_s == 0 {
+        stable_s
+    } else {
+        (window_s as usize).min(target.horizon_s())
+    };
+    let quantiles = if quantiles.is_empty() {
+        &QUANTILES[..]
+    } else {
+        quantiles
+    };
     let gauges = target.gauges(now, window_s as f64).into_iter();
-    let counters = Counters::NAMES.iter().enumerate().map(|(index, name)| v1::CounterWindow {
-        name: (*name).to_owned(),
-        count: target.count(now, window_s, index),
-        per_second: target.counter(now, window_s, index).1,
-    });
+    let counters = Counters::NAMES
+        .iter()
+        .enumerate()
+        .map(|(index, name)| v1::CounterWindow {
+            name: (*name).to_owned(),
+            count: target.count(now, window_s, index),
+            per_second: target.counter(now, window_s, index).1,
+        });
     let histograms = Signal::ALL.iter().map(|signal| {
         let histogram = target.histogram(now, window_s, *signal);
         let quantile = |q: &f64| {
@@ -221,7 +239,11 @@ pub fn windows(entity: &Entity, now: TimeMs, window_s: u32, quantiles: &[f64]) -
         window_s: window_s as u32,
         completeness: target.completeness(now, window_s as f64),
         gauges: gauges
-            .map(|(name, average, latest)| v1::GaugeWindow { name: name.to_owned(), average, latest })
+            .map(|(name, average, latest)| v1::GaugeWindow {
+                name: name.to_owned(),
+                average,
+                latest,
+            })
             .collect(),
         counters: counters.collect(),
         histograms: histograms.filter(|window| window.count > 0).collect(),

@@ -104,11 +104,19 @@ fn typed<T: for<'a> Deserialize<'a>>(body: &Value, run: impl FnOnce(T) -> Verdic
 }
 
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, got: T, want: T) -> Verdict {
-    if got == want { Ok(()) } else { Err(format!("{what}: got {got:?}, expected {want:?}")) }
+    if got == want {
+        Ok(())
+    } else {
+        Err(format!("{what}: got {got:?}, expected {want:?}"))
+    }
 }
 
 fn expect_near(what: &str, got: f64, want: f64, tolerance: f64) -> Verdict {
-    if (got - want).abs() <= tolerance { Ok(()) } else { Err(format!("{what}: got {got}, expected {want} ± {tolerance}")) }
+    if (got - want).abs() <= tolerance {
+        Ok(())
+    } else {
+        Err(format!("{what}: got {got}, expected {want} ± {tolerance}"))
+    }
 }
 
 // --- Knative's stable/panic machine ---
@@ -169,7 +177,11 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<O
 }
 
 fn kpa_scale(case: KpaScale) -> Verdict {
-    let KpaScale { config: mut current, initial, steps } = case;
+    let KpaScale {
+        config: mut current,
+        initial,
+        steps,
+    } = case;
     let mut memory = KpaMemory::start(&current.policy(), initial.ready_at_creation, TimeMs(0));
     if let Some(since_s) = initial.panic_since_s {
         memory.panic_since = Some(TimeMs::from_s(since_s));
@@ -268,7 +280,9 @@ fn kpa_start(case: KpaStart) -> Verdict {
     if let Some(in_panic) = case.expect.in_panic {
         expect("in_panic", memory.in_panic(), in_panic)?;
     }
-    case.expect.max_panic_pods.map_or(Ok(()), |most| expect("max_panic_pods", memory.max_panic_replicas, most))
+    case.expect
+        .max_panic_pods
+        .map_or(Ok(()), |most| expect("max_panic_pods", memory.max_panic_replicas, most))
 }
 
 #[derive(Deserialize)]
@@ -325,7 +339,11 @@ impl Rules {
                 "Percent" => RateKind::Percent,
                 other => return Err(format!("policy type {other:?}")),
             };
-            Ok(RatePolicy { kind, value: policy.value, period_s: policy.period_s })
+            Ok(RatePolicy {
+                kind,
+                value: policy.value,
+                period_s: policy.period_s,
+            })
         });
         Ok(ScalingRules {
             stabilization_window_s: self.stabilization_window_s,
@@ -348,7 +366,11 @@ struct Event {
 
 fn events(list: &[Event]) -> Vec<ScaleEvent> {
     list.iter()
-        .map(|event| ScaleEvent { at: NOW.plus_s(-event.age_s), change: event.change, outdated: false })
+        .map(|event| ScaleEvent {
+            at: NOW.plus_s(-event.age_s),
+            change: event.change,
+            outdated: false,
+        })
         .collect()
 }
 
@@ -378,10 +400,20 @@ struct BehaviorRateExpect {
 
 fn behavior_rate(case: BehaviorRate) -> Verdict {
     let input = case.input;
-    let up = input.scale_up.map_or_else(|| Ok(ScalingRules::default_up()), |rules| rules.core())?;
-    let down = input.scale_down.map_or_else(|| Ok(ScalingRules::default_down()), |rules| rules.core())?;
-    let past = ScaleEvents { up: events(&input.up_events), down: events(&input.down_events) };
-    let bounds = Bounds { min: input.min, max: input.max };
+    let up = input
+        .scale_up
+        .map_or_else(|| Ok(ScalingRules::default_up()), |rules| rules.core())?;
+    let down = input
+        .scale_down
+        .map_or_else(|| Ok(ScalingRules::default_down()), |rules| rules.core())?;
+    let past = ScaleEvents {
+        up: events(&input.up_events),
+        down: events(&input.down_events),
+    };
+    let bounds = Bounds {
+        min: input.min,
+        max: input.max,
+    };
     let (replicas, why) = behavior::limit_rate(&up, &down, &past, NOW, bounds, input.current, input.desired);
     expect("replicas", replicas, case.expect.replicas)?;
     let why = match why {
@@ -411,7 +443,10 @@ struct ScaleLimitInput {
 
 fn scale_limit(case: ScaleLimit) -> Verdict {
     let input = case.input;
-    let past = ScaleEvents { up: events(&input.up_events), down: events(&input.down_events) };
+    let past = ScaleEvents {
+        up: events(&input.up_events),
+        down: events(&input.down_events),
+    };
     let rules = input.rules.core()?;
     let got = match input.direction.as_str() {
         "up" => behavior::scale_up_limit(&rules, &past, NOW, input.current),
@@ -456,8 +491,13 @@ fn store_events(case: StoreEvents) -> Verdict {
     if let Some(rules) = input.rules {
         behavior::store_event(&mut list, &rules.core()?, NOW, input.replica_change);
     }
-    let stored: Vec<_> =
-        list.iter().map(|event| Stored { change: event.change, outdated: event.outdated }).collect();
+    let stored: Vec<_> = list
+        .iter()
+        .map(|event| Stored {
+            change: event.change,
+            outdated: event.outdated,
+        })
+        .collect();
     expect("stored", stored, case.expect.stored)
 }
 
@@ -468,7 +508,12 @@ struct Past {
 }
 
 fn recommendations(list: &[Past]) -> Vec<Recommendation> {
-    list.iter().map(|past| Recommendation { at: NOW.plus_s(-past.age_s), replicas: past.value }).collect()
+    list.iter()
+        .map(|past| Recommendation {
+            at: NOW.plus_s(-past.age_s),
+            replicas: past.value,
+        })
+        .collect()
 }
 
 #[derive(Deserialize)]
@@ -554,14 +599,38 @@ struct BucketsConfig {
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 enum BucketOp {
-    Record { t_s: f64, value: f64 },
-    Avg { t_s: f64, expect: f64, round_digits: Option<i32> },
-    Sum { t_s: f64, expect: f64 },
-    IsEmpty { t_s: f64, expect: bool },
-    NonzeroBuckets { t_s: f64, expect: std::collections::BTreeMap<String, f64> },
-    Resize { window_s: f64, wall_now_s: f64, expect_buckets: usize },
-    FirstWriteEqualsLastWrite { expect: bool },
-    FirstWriteIsZero { expect: bool },
+    Record {
+        t_s: f64,
+        value: f64,
+    },
+    Avg {
+        t_s: f64,
+        expect: f64,
+        round_digits: Option<i32>,
+    },
+    Sum {
+        t_s: f64,
+        expect: f64,
+    },
+    IsEmpty {
+        t_s: f64,
+        expect: bool,
+    },
+    NonzeroBuckets {
+        t_s: f64,
+        expect: std::collections::BTreeMap<String, f64>,
+    },
+    Resize {
+        window_s: f64,
+        wall_now_s: f64,
+        expect_buckets: usize,
+    },
+    FirstWriteEqualsLastWrite {
+        expect: bool,
+    },
+    FirstWriteIsZero {
+        expect: bool,
+    },
 }
 
 fn buckets(case: Buckets) -> Verdict {
@@ -578,7 +647,11 @@ fn buckets(case: Buckets) -> Verdict {
             BucketOp::Record { t_s, value } => {
                 window.record(TimeMs::from_s(t_s), value);
             }
-            BucketOp::Avg { t_s, expect: want, round_digits } => {
+            BucketOp::Avg {
+                t_s,
+                expect: want,
+                round_digits,
+            } => {
                 let got = window.window_average(TimeMs::from_s(t_s));
                 let got = round_digits.map_or(got, |digits| round_to_digits(digits, got));
                 expect_near(&at("avg"), got, want, EXACT)?;
@@ -590,11 +663,19 @@ fn buckets(case: Buckets) -> Verdict {
                 expect(&at("is_empty"), window.is_empty(TimeMs::from_s(t_s)), want)?;
             }
             BucketOp::NonzeroBuckets { t_s, expect: want } => {
-                let buckets = window.newest_first(TimeMs::from_s(t_s)).filter(|(_, value)| *value != 0.0);
-                let got = buckets.map(|(start, value)| ((start.0 / 1000).to_string(), value)).collect();
+                let buckets = window
+                    .newest_first(TimeMs::from_s(t_s))
+                    .filter(|(_, value)| *value != 0.0);
+                let got = buckets
+                    .map(|(start, value)| ((start.0 / 1000).to_string(), value))
+                    .collect();
                 expect(&at("nonzero_buckets"), got, want)?;
             }
-            BucketOp::Resize { window_s, wall_now_s, expect_buckets } => {
+            BucketOp::Resize {
+                window_s,
+                wall_now_s,
+                expect_buckets,
+            } => {
                 window.resize(window_s, TimeMs::from_s(wall_now_s));
                 expect(&at("buckets"), window.bucket_count(), expect_buckets)?;
             }
@@ -623,7 +704,12 @@ struct RoundNDigitsInput {
 }
 
 fn round_n_digits(case: RoundNDigits) -> Verdict {
-    expect_near("rounded", round_to_digits(case.input.digits, case.input.value), case.expect, EXACT)
+    expect_near(
+        "rounded",
+        round_to_digits(case.input.digits, case.input.value),
+        case.expect,
+        EXACT,
+    )
 }
 
 #[derive(Deserialize)]
@@ -639,7 +725,12 @@ struct SmoothingInput {
 }
 
 fn smoothing(case: Smoothing) -> Verdict {
-    expect_near("coefficient", smoothing_coefficient(case.input.buckets), case.expect, case.tolerance)
+    expect_near(
+        "coefficient",
+        smoothing_coefficient(case.input.buckets),
+        case.expect,
+        case.tolerance,
+    )
 }
 
 #[derive(Deserialize)]
@@ -656,7 +747,12 @@ struct WeightedInput {
 
 fn weighted(case: Weighted) -> Verdict {
     let newest_first = case.input.values_oldest_first.into_iter().rev();
-    expect_near("average", weighted_average(newest_first, case.input.coefficient), case.expect, EXACT)
+    expect_near(
+        "average",
+        weighted_average(newest_first, case.input.coefficient),
+        case.expect,
+        EXACT,
+    )
 }
 
 #[derive(Deserialize)]

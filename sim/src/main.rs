@@ -84,14 +84,24 @@ fn conformance(files: &[PathBuf]) -> ExitCode {
         println!("unsupported family {family}: {count} cases skipped");
     }
     let skipped: usize = tally.unsupported.values().sum();
-    let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    let skipped = if skipped > 0 {
+        format!(", {skipped} skipped")
+    } else {
+        String::new()
+    };
     println!("{} passed, {} failed{skipped}", tally.passed, tally.failures.len());
-    if tally.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if tally.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn run_policy(manifest: &PathBuf) -> ExitCode {
     let file = manifest.display().to_string();
-    let text = std::fs::read_to_string(manifest).with_context(|| file.clone()).map_err(|error| format!("{error:#}"));
+    let text = std::fs::read_to_string(manifest)
+        .with_context(|| file.clone())
+        .map_err(|error| format!("{error:#}"));
     let documents = text.and_then(|text| {
         parse_sources_for(Purpose::Policies, [(file.as_str(), text.as_str())]).map_err(|errors| errors.to_string())
     });

@@ -100,8 +100,15 @@ enum Bound {
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Answer {
     Ready,
-    Decide { t_s: f64, replicas: BTreeMap<String, u32>, mode: &'static str, reason: String },
-    Error { message: String },
+    Decide {
+        t_s: f64,
+        replicas: BTreeMap<String, u32>,
+        mode: &'static str,
+        reason: String,
+    },
+    Error {
+        message: String,
+    },
 }
 
 /// Speaks the protocol until `end` or the end of the input.
@@ -112,7 +119,12 @@ pub fn run(documents: &Documents, input: impl BufRead, mut output: impl Write) -
     let result = converse(documents, input, &mut output);
     if let Err(message) = &result {
         // The other side may be gone already; the exit code says it too.
-        let _ = answer(&mut output, &Answer::Error { message: message.clone() });
+        let _ = answer(
+            &mut output,
+            &Answer::Error {
+                message: message.clone(),
+            },
+        );
     }
     result
 }
@@ -159,7 +171,11 @@ struct Scaled {
 }
 
 fn time(t_s: f64) -> Result<TimeMs, String> {
-    if t_s.is_finite() && t_s.abs() < 1e12 { Ok(TimeMs::from_s(t_s)) } else { Err(format!("t_s is {t_s}")) }
+    if t_s.is_finite() && t_s.abs() < 1e12 {
+        Ok(TimeMs::from_s(t_s))
+    } else {
+        Err(format!("t_s is {t_s}"))
+    }
 }
 
 /// Who scales a variant: the binding of its name, the only binding, or the only policy within the variant's own limits.
@@ -167,10 +183,16 @@ fn policy_of(documents: &Documents, variant: &InitVariant, alone: bool) -> Resul
     let targets = documents.bound_targets();
     let named = targets.iter().find(|target| target.name == variant.name);
     let bound = named.or_else(|| targets.first().filter(|_| alone && targets.len() == 1));
-    let own = Bounds { min: variant.min, max: variant.max.max(1) };
+    let own = Bounds {
+        min: variant.min,
+        max: variant.max.max(1),
+    };
     if let Some(bound) = bound {
         let min = bound.bounds.min.max(own.min);
-        let bounds = Bounds { min: min.min(own.max), max: bound.bounds.max.min(own.max).max(min) };
+        let bounds = Bounds {
+            min: min.min(own.max),
+            max: bound.bounds.max.min(own.max).max(min),
+        };
         let control = match bound.mode {
             BindingMode::Auto => Control::Auto,
             BindingMode::Advisory => Control::Advisory,
@@ -182,7 +204,11 @@ fn policy_of(documents: &Documents, variant: &InitVariant, alone: bool) -> Resul
         ([], [policy]) => Ok((policy.spec.to_core(), own, Control::Auto)),
         _ => {
             let names: Vec<_> = targets.iter().map(|target| target.name).collect();
-            Err(format!("no binding scales variant {:?}; bindings are for: {}", variant.name, names.join(", ")))
+            Err(format!(
+                "no binding scales variant {:?}; bindings are for: {}",
+                variant.name,
+                names.join(", ")
+            ))
         }
     }
 }
@@ -196,8 +222,15 @@ impl Brain {
             let (policy, bounds, control) = policy_of(documents, variant, alone)?;
             let mut target = Target::new(&variant.name, Arc::new(policy), bounds, None, now);
             target.set_control(control);
-            target.observe_fleet(FleetView { spec: variant.replicas, pods: Vec::new() });
-            let scaled = Scaled { target, sequence: 0, pods: BTreeMap::new() };
+            target.observe_fleet(FleetView {
+                spec: variant.replicas,
+                pods: Vec::new(),
+            });
+            let scaled = Scaled {
+                target,
+                sequence: 0,
+                pods: BTreeMap::new(),
+            };
             if targets.insert(variant.name.clone(), scaled).is_some() {
                 return Err(format!("two variants are named {:?}", variant.name));
             }
@@ -212,12 +245,17 @@ impl Brain {
         }
         self.now = now;
         // One gateway before several targets: an equal share each, as a router without further knowledge would send.
-        let share = observe.gateway.map(|gateway| gateway.waiting / self.targets.len().max(1) as f64);
+        let share = observe
+            .gateway
+            .map(|gateway| gateway.waiting / self.targets.len().max(1) as f64);
         let mut replicas = BTreeMap::new();
         let mut mode = "stable";
         let mut reasons = Vec::new();
         for variant in &observe.variants {
-            let scaled = self.targets.get_mut(&variant.name).ok_or(format!("variant {:?} was not in init", variant.name))?;
+            let scaled = self
+                .targets
+                .get_mut(&variant.name)
+                .ok_or(format!("variant {:?} was not in init", variant.name))?;
             scaled.observe(variant, now)?;
             scaled.target.observe_gateway(share);
             let (record, _) = scaled.target.decide(now);
@@ -233,15 +271,28 @@ impl Brain {
                 format!("{}: {}", variant.name, record.outcome.reason)
             });
         }
-        Ok(Answer::Decide { t_s: observe.t_s, replicas, mode, reason: reasons.join(" | ") })
+        Ok(Answer::Decide {
+            t_s: observe.t_s,
+            replicas,
+            mode,
+            reason: reasons.join(" | "),
+        })
     }
 }
 
 impl Scaled {
     fn observe(&mut self, variant: &Variant, now: TimeMs) -> Result<(), String> {
         if variant.ready.saturating_add(variant.starting) > variant.spec {
-            let Variant { name, spec, ready, starting, .. } = variant;
-            return Err(format!("variant {name:?}: {ready} ready and {starting} starting are more than spec {spec}"));
+            let Variant {
+                name,
+                spec,
+                ready,
+                starting,
+                ..
+            } = variant;
+            return Err(format!(
+                "variant {name:?}: {ready} ready and {starting} starting are more than spec {spec}"
+            ));
         }
         let listed: BTreeSet<&str> = variant.pods.iter().map(|pod| pod.name.as_str()).collect();
         if listed.len() < variant.pods.len() {
@@ -254,7 +305,11 @@ impl Scaled {
             PodView {
                 name: pod.name.clone(),
                 uid: pod.name.clone(),
-                phase: if index < variant.ready as usize { Phase::Ready } else { Phase::Draining },
+                phase: if index < variant.ready as usize {
+                    Phase::Ready
+                } else {
+                    Phase::Draining
+                },
                 ready_since: Some(since),
             }
         });
@@ -264,13 +319,25 @@ impl Scaled {
             phase: Phase::Starting,
             ready_since: None,
         });
-        self.target.observe_fleet(FleetView { spec: variant.spec, pods: listed.chain(starting).collect() });
+        self.target.observe_fleet(FleetView {
+            spec: variant.spec,
+            pods: listed.chain(starting).collect(),
+        });
         self.sequence += 1;
         for pod in variant.pods.iter().filter(|pod| pod.fresh) {
             let (since, last) = self.pods.get(&pod.name).copied().unwrap_or((now, now));
             self.pods.insert(pod.name.clone(), (since, now));
-            let sample = pod.sample(self.sequence, last, now).map_err(|problem| format!("Pod {:?}: {problem}", pod.name))?;
-            self.target.claim(&pod.name, &pod.name, Boot { id: BOOT.to_owned(), started_unix_ms: 0 });
+            let sample = pod
+                .sample(self.sequence, last, now)
+                .map_err(|problem| format!("Pod {:?}: {problem}", pod.name))?;
+            self.target.claim(
+                &pod.name,
+                &pod.name,
+                Boot {
+                    id: BOOT.to_owned(),
+                    started_unix_ms: 0,
+                },
+            );
             self.target.observe(&pod.name, BOOT, &sample, now);
         }
         Ok(())
@@ -279,7 +346,11 @@ impl Scaled {
 
 impl Pod {
     fn sample(&self, sequence: u64, last: TimeMs, now: TimeMs) -> Result<Sample, String> {
-        for (name, value) in [("running", self.running), ("waiting", self.waiting), ("kv_usage", self.kv_usage)] {
+        for (name, value) in [
+            ("running", self.running),
+            ("waiting", self.waiting),
+            ("kv_usage", self.kv_usage),
+        ] {
             if value.is_some_and(|value| !value.is_finite() || value < 0.0) {
                 return Err(format!("{name} is {value:?}"));
             }

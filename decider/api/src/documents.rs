@@ -75,12 +75,22 @@ impl Documents {
     pub fn targets(&self) -> Vec<ResolvedTarget<'_>> {
         let fleet = |name: &str| self.fleets.iter().find(|fleet| fleet.metadata.name == name);
         let bound = self.bound_targets().into_iter();
-        bound.filter_map(|bound| Some(ResolvedTarget { fleet: fleet(bound.name)?, bound })).collect()
+        bound
+            .filter_map(|bound| {
+                Some(ResolvedTarget {
+                    fleet: fleet(bound.name)?,
+                    bound,
+                })
+            })
+            .collect()
     }
 
     /// Every target that has a binding, of whatever kind, in the order of the bindings.
     pub fn bound_targets(&self) -> Vec<BoundTarget<'_>> {
-        self.bindings.iter().filter_map(|binding| self.resolve(binding)).collect()
+        self.bindings
+            .iter()
+            .filter_map(|binding| self.resolve(binding))
+            .collect()
     }
 
     /// `None` only for documents that [`parse_sources_for`] has not seen.
@@ -89,7 +99,10 @@ impl Documents {
         let (policy_name, spec) = match (&binding.spec.policy, &binding.spec.policy_ref) {
             (Some(spec), _) => (binding.metadata.name.as_str(), spec),
             (None, Some(reference)) => {
-                let policy = self.policies.iter().find(|policy| policy.metadata.name == reference.name)?;
+                let policy = self
+                    .policies
+                    .iter()
+                    .find(|policy| policy.metadata.name == reference.name)?;
                 (policy.metadata.name.as_str(), &policy.spec)
             }
             (None, None) => return None,

@@ -19,7 +19,9 @@ mod validate;
 pub use binding::{
     AutoscalingPolicyBinding, AutoscalingPolicyBindingKind, BindingMode, BindingSpec, PolicyRef, Scaling, TargetRef,
 };
-pub use documents::{BoundTarget, Documents, Purpose, ResolvedTarget, parse_documents, parse_sources, parse_sources_for};
+pub use documents::{
+    BoundTarget, Documents, Purpose, ResolvedTarget, parse_documents, parse_sources, parse_sources_for,
+};
 pub use fleet::{
     AgentSpec, DrainSpec, EngineSpec, FrontDoorSpec, LocalFleet, LocalFleetKind, LocalFleetSpec, PortRange,
     RestartSpec, StartupProbe,

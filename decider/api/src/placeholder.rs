@@ -1,8 +1,18 @@
 //! `{port}` and its kin in commands and environment variables.
 
 /// Every placeholder there is.
-pub const PLACEHOLDERS: [&str; 10] =
-    ["port", "host", "replica", "index", "uid", "model", "fleet", "engine_url", "target", "decider"];
+pub const PLACEHOLDERS: [&str; 10] = [
+    "port",
+    "host",
+    "replica",
+    "index",
+    "uid",
+    "model",
+    "fleet",
+    "engine_url",
+    "target",
+    "decider",
+];
 
 /// Byte position and name of whatever looks like a placeholder in `text`: a word in single braces. `${HOME}` (a shell
 /// variable) and `{{word}}` (a template) are left to those who understand them.
@@ -31,7 +41,10 @@ mod tests {
     fn finds_words_in_single_braces() {
         check("", &[]);
         check("--port={port}", &[(7, "port")]);
-        check("{fleet}/{replica}:{model}", &[(0, "fleet"), (8, "replica"), (18, "model")]);
+        check(
+            "{fleet}/{replica}:{model}",
+            &[(0, "fleet"), (8, "replica"), (18, "model")],
+        );
         check(r#"{"temperature": 0.7, "port": {port}}"#, &[(29, "port")]);
         check("${port} {{port}} {port", &[]);
         check("{} {a b}", &[]);

@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
+use crate::API_VERSION;
 use crate::binding::AutoscalingPolicyBinding;
 use crate::check::nearest;
 use crate::documents::{Found, Loaded, Origin, Purpose};
 use crate::fleet::LocalFleet;
 use crate::placeholder::{PLACEHOLDERS, placeholders_in};
-use crate::API_VERSION;
 use crate::policy::{MetricType, PolicySpec};
 
 /// Checks every document of `loaded` and reports there what is wrong.
@@ -318,10 +318,19 @@ fn check_local(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>) {
     }
     if let Some(version) = target.api_version.as_ref().filter(|version| *version != API_VERSION) {
         let problem = format!("{version:?} is not known");
-        loaded.report(origin, "spec.scaling.targetRef.apiVersion", problem, format!("allowed: {API_VERSION}"));
+        loaded.report(
+            origin,
+            "spec.scaling.targetRef.apiVersion",
+            problem,
+            format!("allowed: {API_VERSION}"),
+        );
     }
     let fleets = loaded.fleets.iter();
-    match fleets.clone().find(|fleet| fleet.value.metadata.name == target.name).cloned() {
+    match fleets
+        .clone()
+        .find(|fleet| fleet.value.metadata.name == target.name)
+        .cloned()
+    {
         Some(fleet) => check_target(loaded, binding, &fleet),
         None => check_exists(loaded, origin, "spec.scaling.targetRef.name", LOCAL_KIND, &target.name),
     }

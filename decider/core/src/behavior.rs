@@ -55,18 +55,20 @@ pub fn stabilize(
             outdated = Some(index);
         }
     }
-    store(recommendations, outdated, Recommendation { at: now, replicas: desired });
+    store(
+        recommendations,
+        outdated,
+        Recommendation {
+            at: now,
+            replicas: desired,
+        },
+    );
     // Not `clamp`: with both windows set, `up` may be below `down`, and then down wins as in HPA.
     current.max(up).min(down)
 }
 
 /// The largest recommendation of the last `window_s`: what HPA does where no behaviour is given.
-pub fn stabilize_down_only(
-    recommendations: &mut Vec<Recommendation>,
-    now: TimeMs,
-    desired: u32,
-    window_s: f64,
-) -> u32 {
+pub fn stabilize_down_only(recommendations: &mut Vec<Recommendation>, now: TimeMs, desired: u32, window_s: f64) -> u32 {
     let cutoff = now.plus_s(-window_s);
     let mut largest = desired;
     let mut outdated = None;
@@ -77,7 +79,14 @@ pub fn stabilize_down_only(
             largest = largest.max(recommendation.replicas);
         }
     }
-    store(recommendations, outdated, Recommendation { at: now, replicas: desired });
+    store(
+        recommendations,
+        outdated,
+        Recommendation {
+            at: now,
+            replicas: desired,
+        },
+    );
     largest
 }
 
@@ -149,15 +158,21 @@ pub fn limit_rate(
 ) -> (u32, Limit) {
     if desired > current {
         let rate = scale_up_limit(up, events, now, current).max(current);
-        let (most, why) =
-            if bounds.max > rate { (rate, Limit::ScaleUpLimit) } else { (bounds.max, Limit::TooManyReplicas) };
+        let (most, why) = if bounds.max > rate {
+            (rate, Limit::ScaleUpLimit)
+        } else {
+            (bounds.max, Limit::TooManyReplicas)
+        };
         if desired > most {
             return (most, why);
         }
     } else if desired < current {
         let rate = scale_down_limit(down, events, now, current).min(current);
-        let (fewest, why) =
-            if bounds.min < rate { (rate, Limit::ScaleDownLimit) } else { (bounds.min, Limit::TooFewReplicas) };
+        let (fewest, why) = if bounds.min < rate {
+            (rate, Limit::ScaleDownLimit)
+        } else {
+            (bounds.min, Limit::TooFewReplicas)
+        };
         if desired < fewest {
             return (fewest, why);
         }
@@ -228,7 +243,11 @@ pub fn store_event(events: &mut Vec<ScaleEvent>, rules: &ScalingRules, now: Time
             outdated = Some(index);
         }
     }
-    let new = ScaleEvent { at: now, change, outdated: false };
+    let new = ScaleEvent {
+        at: now,
+        change,
+        outdated: false,
+    };
     match outdated {
         Some(index) => events[index] = new,
         None => events.push(new),

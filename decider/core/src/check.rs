@@ -100,16 +100,27 @@ pub fn check(plan: &Plan, inputs: &Inputs, now: TimeMs) -> Result<(), Violation>
         Control::Auto | Control::Override(_) => {}
     }
     if now.0 > plan.expires.0 {
-        return Err(Violation::Expired { late_ms: now.0 - plan.expires.0 });
+        return Err(Violation::Expired {
+            late_ms: now.0 - plan.expires.0,
+        });
     }
     if from != inputs.replicas.spec {
-        return Err(Violation::Stale { from, spec: inputs.replicas.spec });
+        return Err(Violation::Stale {
+            from,
+            spec: inputs.replicas.spec,
+        });
     }
     if to > inputs.bounds.max {
-        return Err(Violation::AboveMax { to, max: inputs.bounds.max });
+        return Err(Violation::AboveMax {
+            to,
+            max: inputs.bounds.max,
+        });
     }
     if to < inputs.bounds.min && !forced {
-        return Err(Violation::BelowMin { to, min: inputs.bounds.min });
+        return Err(Violation::BelowMin {
+            to,
+            min: inputs.bounds.min,
+        });
     }
     // Down to a maximum that was lowered is the operator's word, as an override is.
     let ordered = forced || to == inputs.bounds.max;
@@ -118,8 +129,17 @@ pub fn check(plan: &Plan, inputs: &Inputs, now: TimeMs) -> Result<(), Violation>
             return Err(Violation::ShrinksInPanic { from, to });
         }
         let data = inputs.data;
-        if plan.mode == Mode::Unknown || data.fresh != data.expected || data.completeness.is_nan() || data.completeness < 0.9 {
-            return Err(Violation::ShrinksBlind { from, to, fresh: data.fresh, expected: data.expected });
+        if plan.mode == Mode::Unknown
+            || data.fresh != data.expected
+            || data.completeness.is_nan()
+            || data.completeness < 0.9
+        {
+            return Err(Violation::ShrinksBlind {
+                from,
+                to,
+                fresh: data.fresh,
+                expected: data.expected,
+            });
         }
         let unknown = |measured: &Measured| match measured {
             Measured::Absent => true,
@@ -130,10 +150,17 @@ pub fn check(plan: &Plan, inputs: &Inputs, now: TimeMs) -> Result<(), Violation>
             Measured::Load { stable, .. } => stable.is_nan(),
         };
         if let Some(index) = inputs.metrics.iter().position(unknown) {
-            return Err(Violation::ShrinksUnmeasured { from, to, metric: index + 1, metrics: inputs.metrics.len() });
+            return Err(Violation::ShrinksUnmeasured {
+                from,
+                to,
+                metric: index + 1,
+                metrics: inputs.metrics.len(),
+            });
         }
         if to == 0 && inputs.gateway_waiting.is_some_and(|waiting| waiting > 0.0) {
-            return Err(Violation::StrandsRequests { waiting: inputs.gateway_waiting.unwrap_or(0.0) });
+            return Err(Violation::StrandsRequests {
+                waiting: inputs.gateway_waiting.unwrap_or(0.0),
+            });
         }
         if to == 0 && inputs.busy {
             return Err(Violation::StopsRequests);

@@ -125,7 +125,12 @@ impl Memory {
     pub fn not_after(&mut self, now: TimeMs) {
         self.kpa.not_after(now);
         let wishes = self.recommendations.iter_mut().map(|wish| &mut wish.at);
-        let events = self.events.up.iter_mut().chain(&mut self.events.down).map(|event| &mut event.at);
+        let events = self
+            .events
+            .up
+            .iter_mut()
+            .chain(&mut self.events.down)
+            .map(|event| &mut event.at);
         for at in wishes.chain(events).chain([&mut self.last_busy]) {
             *at = now.min(*at);
         }

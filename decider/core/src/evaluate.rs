@@ -59,9 +59,17 @@ struct Demand<'a> {
 fn demand(metrics: &[MetricOutcome]) -> Option<Demand<'_>> {
     let mut demand: Option<Demand<'_>> = None;
     for metric in metrics {
-        let (Some(stable), Some(panic)) = (metric.wants_stable, metric.wants_panic) else { continue };
+        let (Some(stable), Some(panic)) = (metric.wants_stable, metric.wants_panic) else {
+            continue;
+        };
         match &mut demand {
-            None => demand = Some(Demand { stable, panic, by: metric }),
+            None => {
+                demand = Some(Demand {
+                    stable,
+                    panic,
+                    by: metric,
+                })
+            }
             Some(largest) => {
                 if stable.max(panic) > largest.stable.max(largest.panic) {
                     largest.by = metric;
@@ -97,12 +105,22 @@ impl Evaluation<'_> {
     }
 
     fn note(&mut self, rule: Rule, after: u32, words: String) {
-        self.steps.push(Step { rule, before: f64::from(self.desired), after: f64::from(after), words });
+        self.steps.push(Step {
+            rule,
+            before: f64::from(self.desired),
+            after: f64::from(after),
+            words,
+        });
         self.desired = after;
     }
 
     fn measure(&self) -> Vec<MetricOutcome> {
-        self.policy.metrics.iter().zip(&self.inputs.metrics).map(|(metric, measured)| self.want(metric, measured)).collect()
+        self.policy
+            .metrics
+            .iter()
+            .zip(&self.inputs.metrics)
+            .map(|(metric, measured)| self.want(metric, measured))
+            .collect()
     }
 
     fn want(&self, metric: &MetricTarget, measured: &Measured) -> MetricOutcome {
@@ -136,14 +154,24 @@ impl Evaluation<'_> {
                         // The ratio counts from the replicas that served, never from those asked for: while more are
                         // starting it stays the same number, so it cannot run away.
                         let straddles = bounds.low_ms < metric.target * (1.0 - HDR_ROUNDING)
-                            && bounds.high_ms.is_none_or(|high_ms| high_ms > metric.target * (1.0 + HDR_ROUNDING));
-                        let ratio = if straddles { 1.0 } else { bounds.estimate_ms / metric.target };
+                            && bounds
+                                .high_ms
+                                .is_none_or(|high_ms| high_ms > metric.target * (1.0 + HDR_ROUNDING));
+                        let ratio = if straddles {
+                            1.0
+                        } else {
+                            bounds.estimate_ms / metric.target
+                        };
                         Some(f64::from(self.inputs.replicas.ready) * ratio.clamp(LATENCY_RATIO.0, LATENCY_RATIO.1))
                     }
                 };
                 outcome.wants_stable = want(stable);
                 // Too few answers in the short window: the long one speaks for it.
-                outcome.wants_panic = if panic.is_some() { want(panic) } else { outcome.wants_stable };
+                outcome.wants_panic = if panic.is_some() {
+                    want(panic)
+                } else {
+                    outcome.wants_stable
+                };
             }
         }
         outcome
@@ -189,7 +217,10 @@ impl Evaluation<'_> {
         if near && self.mode == Mode::Stable {
             let (current, percent) = (self.current, self.policy.tolerance * 100.0);
             self.turn(Rule::Tolerance, current, || {
-                format!("{:.2} replicas wanted is within {percent:.0} % of the {current} there", demand.stable)
+                format!(
+                    "{:.2} replicas wanted is within {percent:.0} % of the {current} there",
+                    demand.stable
+                )
             });
         }
     }
@@ -198,7 +229,10 @@ impl Evaluation<'_> {
         self.mode = Mode::Unknown;
         self.bound_by = Rule::NoData;
         let data = self.inputs.data;
-        let words = format!("{} of {} ready replicas have fresh data: hold", data.fresh, data.expected);
+        let words = format!(
+            "{} of {} ready replicas have fresh data: hold",
+            data.fresh, data.expected
+        );
         self.note(Rule::NoData, self.current, words);
     }
 
@@ -237,15 +271,23 @@ impl Evaluation<'_> {
             self.turn(Rule::PanicHold, current, || "panic never shrinks".to_owned());
         } else if data.fresh < data.expected {
             self.turn(Rule::PartialData, current, || {
-                format!("only {} of {} ready replicas have fresh data: no shrinking", data.fresh, data.expected)
+                format!(
+                    "only {} of {} ready replicas have fresh data: no shrinking",
+                    data.fresh, data.expected
+                )
             });
         } else if data.completeness < COMPLETENESS_MIN {
             self.turn(Rule::HalfFilledWindow, current, || {
-                format!("the window holds {:.0} % of its samples: no shrinking", data.completeness * 100.0)
+                format!(
+                    "the window holds {:.0} % of its samples: no shrinking",
+                    data.completeness * 100.0
+                )
             });
         } else if let Some(metric) = unknown {
             // As in HPA: the metric that is missing might be the one that wants more.
-            self.turn(Rule::PartialData, current, || format!("{} is not known: no shrinking", metric.name));
+            self.turn(Rule::PartialData, current, || {
+                format!("{} is not known: no shrinking", metric.name)
+            });
         }
     }
 
@@ -253,15 +295,22 @@ impl Evaluation<'_> {
         let (up, down) = (&self.policy.scale_up, &self.policy.scale_down);
         // What panic asks for is granted: an up window would be its opposite. Nor does a request wait at the front door
         // of a fleet of none until nobody has wanted none for a while.
-        let up_window_s = if self.mode == Mode::Panic || self.waking { 0.0 } else { up.stabilization_window_s };
+        let up_window_s = if self.mode == Mode::Panic || self.waking {
+            0.0
+        } else {
+            up.stabilization_window_s
+        };
         let down_window_s = down.stabilization_window_s;
         let (now, current, wish) = (self.inputs.now, self.current, self.desired);
         let recommendations = &mut self.memory.recommendations;
         let stabilized = behavior::stabilize(recommendations, now, current, wish, up_window_s, down_window_s);
         behavior::compact(recommendations, now, up.stabilization_window_s.max(down_window_s));
         self.turn(Rule::Stabilization, stabilized, || {
-            let (window_s, extreme) =
-                if wish < stabilized { (down_window_s, "most") } else { (up_window_s, "fewest") };
+            let (window_s, extreme) = if wish < stabilized {
+                (down_window_s, "most")
+            } else {
+                (up_window_s, "fewest")
+            };
             format!("{stabilized} is the {extreme} that was wanted in the last {window_s:.0} s")
         });
     }
@@ -299,7 +348,11 @@ impl Evaluation<'_> {
         let bounds = self.inputs.bounds;
         let clamped = self.desired.max(bounds.min).min(bounds.max);
         self.turn(Rule::Bounds, clamped, || {
-            let bound = if clamped == bounds.min { "minReplicas" } else { "maxReplicas" };
+            let bound = if clamped == bounds.min {
+                "minReplicas"
+            } else {
+                "maxReplicas"
+            };
             format!("{bound} is {clamped}")
         });
     }
@@ -308,9 +361,16 @@ impl Evaluation<'_> {
         if let Control::Override(replicas) = self.inputs.control {
             let obeyed = replicas.min(self.inputs.bounds.max);
             self.bound_by = Rule::Override;
-            self.note(Rule::Override, obeyed, format!("somebody has fixed {replicas} replicas"));
+            self.note(
+                Rule::Override,
+                obeyed,
+                format!("somebody has fixed {replicas} replicas"),
+            );
             // A wish like any other: when the override ends, stabilisation starts from here.
-            self.memory.recommendations.push(Recommendation { at: self.inputs.now, replicas: obeyed });
+            self.memory.recommendations.push(Recommendation {
+                at: self.inputs.now,
+                replicas: obeyed,
+            });
         }
     }
 
@@ -322,7 +382,12 @@ impl Evaluation<'_> {
         if self.desired > self.current {
             behavior::store_event(&mut events.up, &self.policy.scale_up, now, self.desired - self.current);
         } else if self.desired < self.current {
-            behavior::store_event(&mut events.down, &self.policy.scale_down, now, self.current - self.desired);
+            behavior::store_event(
+                &mut events.down,
+                &self.policy.scale_down,
+                now,
+                self.current - self.desired,
+            );
         }
     }
 

@@ -33,7 +33,11 @@ const fn index_of(value_us: u64) -> u32 {
 
 const fn bucket_and_sub(index: u32) -> (u32, u64) {
     let index = index as u64;
-    if index < HALF { (0, index) } else { ((index / HALF - 1) as u32, index % HALF + HALF) }
+    if index < HALF {
+        (0, index)
+    } else {
+        ((index / HALF - 1) as u32, index % HALF + HALF)
+    }
 }
 
 const fn lowest_of(index: u32) -> u64 {
@@ -140,7 +144,10 @@ impl SparseHistogram {
     pub fn decode_v2(bytes: &[u8]) -> Result<Self, DecodeError> {
         let word = |at: usize| -> u32 { u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) };
         if bytes.len() < V2_HEADER_BYTES {
-            return Err(DecodeError::Truncated { have: bytes.len(), want: V2_HEADER_BYTES });
+            return Err(DecodeError::Truncated {
+                have: bytes.len(),
+                want: V2_HEADER_BYTES,
+            });
         }
         let cookie = word(0);
         if cookie | 0x10 != V2_COOKIE {
@@ -149,10 +156,16 @@ impl SparseHistogram {
         let end = V2_HEADER_BYTES + word(4) as usize;
         let lowest = (u64::from(word(16)) << 32) | u64::from(word(20));
         if word(12) != 3 || lowest != 1 {
-            return Err(DecodeError::Layout { digits: word(12), lowest });
+            return Err(DecodeError::Layout {
+                digits: word(12),
+                lowest,
+            });
         }
         if bytes.len() < end {
-            return Err(DecodeError::Truncated { have: bytes.len(), want: end });
+            return Err(DecodeError::Truncated {
+                have: bytes.len(),
+                want: end,
+            });
         }
         let mut histogram = SparseHistogram::default();
         let mut at = V2_HEADER_BYTES;
@@ -165,8 +178,10 @@ impl SparseHistogram {
                     return Err(DecodeError::Payload(start));
                 }
                 histogram.cells.push((index, number as u64));
-                histogram.count =
-                    histogram.count.checked_add(number as u64).ok_or(DecodeError::Payload(start))?;
+                histogram.count = histogram
+                    .count
+                    .checked_add(number as u64)
+                    .ok_or(DecodeError::Payload(start))?;
                 index += 1;
             } else {
                 // A lone 0 is one empty cell.
@@ -226,9 +241,17 @@ impl BoundedHistogram {
         let lower = SparseHistogram::decode_v2(lower)?;
         let upper = SparseHistogram::decode_v2(upper)?;
         if lower.count != upper.count {
-            return Err(DecodeError::Unpaired { lower: lower.count, upper: upper.count });
+            return Err(DecodeError::Unpaired {
+                lower: lower.count,
+                upper: upper.count,
+            });
         }
-        let mut histogram = BoundedHistogram { lower, upper, sum_ms: 0.0, summed: 0 };
+        let mut histogram = BoundedHistogram {
+            lower,
+            upper,
+            sum_ms: 0.0,
+            summed: 0,
+        };
         histogram.set_sum(sum_ms);
         Ok(histogram)
     }
@@ -236,7 +259,8 @@ impl BoundedHistogram {
     /// Adds `count` observations known to lie in `(low_ms, high_ms]`; `None` is no upper bound.
     pub fn record(&mut self, low_ms: f64, high_ms: Option<f64>, count: u64) {
         self.lower.record((low_ms * 1000.0).floor() as u64, count);
-        self.upper.record(high_ms.map_or(HIGHEST_US, |high| (high * 1000.0).ceil() as u64), count);
+        self.upper
+            .record(high_ms.map_or(HIGHEST_US, |high| (high * 1000.0).ceil() as u64), count);
     }
 
     /// Says that the true values of all observations so far sum up to `sum_ms`; ignored when it is not a number.
@@ -281,13 +305,24 @@ impl BoundedHistogram {
         let (high_index, in_cell, before) = self.upper.cell_at(above)?;
         let low_ms = lowest_of(low_index) as f64 / 1000.0;
         if high_index == HIGHEST_INDEX {
-            return Some(QuantileBounds { low_ms, high_ms: None, estimate_ms: low_ms });
+            return Some(QuantileBounds {
+                low_ms,
+                high_ms: None,
+                estimate_ms: low_ms,
+            });
         }
         let high_ms = highest_of(high_index) as f64 / 1000.0;
         let within = (position + 1.0 - before as f64) / in_cell as f64;
         // The bucket of the upper statistic starts where its own lower bound is.
-        let bucket_low = self.lower.cell_at(above).map_or(low_ms, |(index, ..)| lowest_of(index) as f64 / 1000.0);
+        let bucket_low = self
+            .lower
+            .cell_at(above)
+            .map_or(low_ms, |(index, ..)| lowest_of(index) as f64 / 1000.0);
         let estimate_ms = (bucket_low + (high_ms - bucket_low) * within).clamp(low_ms, high_ms);
-        Some(QuantileBounds { low_ms, high_ms: Some(high_ms), estimate_ms })
+        Some(QuantileBounds {
+            low_ms,
+            high_ms: Some(high_ms),
+            estimate_ms,
+        })
     }
 }

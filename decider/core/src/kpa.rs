@@ -90,20 +90,31 @@ pub struct KpaOutput {
 pub fn step(policy: &KpaPolicy, memory: &mut KpaMemory, input: KpaInput) -> KpaOutput {
     let ready = f64::from(input.ready.max(1));
     let ceiling = (policy.max_scale_up_rate * ready).ceil();
-    let floor = if input.reachable { (ready / policy.max_scale_down_rate).floor() } else { 0.0 };
+    let floor = if input.reachable {
+        (ready / policy.max_scale_down_rate).floor()
+    } else {
+        0.0
+    };
     let stable_wish = input.stable.ceil();
     let panic_wish = input.panic.ceil();
 
     let limited = |wish: f64| {
         let replicas = wish.max(floor).min(ceiling) as u32;
-        if policy.activation_scale > 1 && wish > 0.0 { replicas.max(policy.activation_scale) } else { replicas }
+        if policy.activation_scale > 1 && wish > 0.0 {
+            replicas.max(policy.activation_scale)
+        } else {
+            replicas
+        }
     };
     let (stable, panic) = (limited(stable_wish), limited(panic_wish));
 
     let panic_ratio = panic_wish / ready;
     if panic_ratio >= policy.panic_threshold_percent / 100.0 {
         memory.panic_since = Some(input.now);
-    } else if memory.panic_since.is_some_and(|since| since.plus_s(policy.stable_window_s) < input.now) {
+    } else if memory
+        .panic_since
+        .is_some_and(|since| since.plus_s(policy.stable_window_s) < input.now)
+    {
         memory.panic_since = None;
         memory.max_panic_replicas = 0;
     }

@@ -95,7 +95,9 @@ impl Default for KpaPolicy {
 impl KpaPolicy {
     /// Length of the panic window in seconds, a whole number and at least 1.
     pub fn panic_window_s(&self) -> f64 {
-        (self.stable_window_s * self.panic_window_percent / 100.0).round().max(1.0)
+        (self.stable_window_s * self.panic_window_percent / 100.0)
+            .round()
+            .max(1.0)
     }
 }
 
@@ -113,7 +115,11 @@ pub struct ScalingRules {
 impl ScalingRules {
     /// HPA's default upwards: the larger of 4 replicas and 100 % per 15 s, no stabilisation.
     pub fn default_up() -> Self {
-        let rate = |kind, value| RatePolicy { kind, value, period_s: 15.0 };
+        let rate = |kind, value| RatePolicy {
+            kind,
+            value,
+            period_s: 15.0,
+        };
         ScalingRules {
             stabilization_window_s: 0.0,
             select: SelectPolicy::Max,
@@ -126,7 +132,11 @@ impl ScalingRules {
         ScalingRules {
             stabilization_window_s: 300.0,
             select: SelectPolicy::Max,
-            policies: vec![RatePolicy { kind: RateKind::Percent, value: 100, period_s: 15.0 }],
+            policies: vec![RatePolicy {
+                kind: RateKind::Percent,
+                value: 100,
+                period_s: 15.0,
+            }],
         }
     }
 }

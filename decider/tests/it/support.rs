@@ -55,8 +55,17 @@ impl Table {
             phase: Phase::Ready,
             ready_since: since,
         });
-        let view = FleetView { spec: ready, pods: pods.collect() };
-        self.fleets.lock().unwrap().insert(target.to_owned(), Fleet { view, ..Fleet::default() });
+        let view = FleetView {
+            spec: ready,
+            pods: pods.collect(),
+        };
+        self.fleets.lock().unwrap().insert(
+            target.to_owned(),
+            Fleet {
+                view,
+                ..Fleet::default()
+            },
+        );
     }
 }
 
@@ -89,7 +98,10 @@ pub(crate) struct Decider {
 
 pub(crate) fn spec(name: &str, control: Control) -> TargetSpec {
     let policy = Policy {
-        metrics: vec![MetricTarget { metric: Metric::Concurrency, target: 10.0 }],
+        metrics: vec![MetricTarget {
+            metric: Metric::Concurrency,
+            target: 10.0,
+        }],
         tolerance: 0.1,
         kpa: KpaPolicy::default(),
         scale_up: ScalingRules::default_up(),
@@ -126,8 +138,17 @@ impl Decider {
         tokio::spawn(service::serve(listener, Arc::clone(&shared), stopped.clone()));
         let backend: Arc<dyn Actuator> = Arc::clone(&table) as _;
         tokio::spawn(tick::run(Arc::clone(&shared), backend, stopped));
-        let decider = Decider { shared, table, address, stop };
-        decider.until("the first tick", |shared| shared.state().targets.values().all(|entity| entity.latest.is_some())).await;
+        let decider = Decider {
+            shared,
+            table,
+            address,
+            stop,
+        };
+        decider
+            .until("the first tick", |shared| {
+                shared.state().targets.values().all(|entity| entity.latest.is_some())
+            })
+            .await;
         decider
     }
 
@@ -136,7 +157,11 @@ impl Decider {
     }
 
     pub(crate) async fn channel(&self) -> Channel {
-        Endpoint::from_shared(self.address.clone()).unwrap().connect().await.unwrap()
+        Endpoint::from_shared(self.address.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
     }
 
     /// Waits for a condition, looking after each tick.
@@ -147,7 +172,9 @@ impl Decider {
                 let _ = tokio::time::timeout(Duration::from_millis(50), changed.changed()).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain for {what}"));
     }
 
     pub(crate) fn stop(self) {
@@ -166,8 +193,15 @@ pub(crate) struct Agent {
 pub(crate) fn hello(target: &str, pod: &str, boot: &str, started_unix_ms: i64) -> Body {
     Body::Hello(v1::Hello {
         agent_version: "test".to_owned(),
-        pod: Some(v1::PodIdentity { name: pod.to_owned(), target: target.to_owned(), ..Default::default() }),
-        boot: Some(v1::Boot { id: boot.to_owned(), started_unix_ms }),
+        pod: Some(v1::PodIdentity {
+            name: pod.to_owned(),
+            target: target.to_owned(),
+            ..Default::default()
+        }),
+        boot: Some(v1::Boot {
+            id: boot.to_owned(),
+            started_unix_ms,
+        }),
         ..Default::default()
     })
 }
@@ -177,11 +211,21 @@ impl Agent {
         let (outgoing, receiver) = mpsc::channel(64);
         let mut client = TelemetryClient::new(decider.channel().await);
         let incoming = client.report(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-        Agent { outgoing, incoming, started: Instant::now() }
+        Agent {
+            outgoing,
+            incoming,
+            started: Instant::now(),
+        }
     }
 
     /// Connected and welcomed.
-    pub(crate) async fn greet(decider: &Decider, target: &str, pod: &str, boot: &str, started: i64) -> (Agent, v1::Welcome) {
+    pub(crate) async fn greet(
+        decider: &Decider,
+        target: &str,
+        pod: &str,
+        boot: &str,
+        started: i64,
+    ) -> (Agent, v1::Welcome) {
         let mut agent = Agent::connect(decider).await;
         agent.send(hello(target, pod, boot, started)).await;
         match agent.receive().await {
@@ -206,7 +250,9 @@ impl Agent {
     }
 
     pub(crate) async fn receive(&mut self) -> Result<Answer, Status> {
-        let message = tokio::time::timeout(Duration::from_secs(10), self.incoming.message()).await.expect("no answer");
+        let message = tokio::time::timeout(Duration::from_secs(10), self.incoming.message())
+            .await
+            .expect("no answer");
         match message? {
             Some(message) => Ok(message.body.unwrap()),
             None => Err(Status::ok("the stream has ended")),
@@ -230,9 +276,19 @@ pub(crate) fn sample(agent: &Agent, sequence: u64, age_ms: u64, running: f64, wa
         sequence,
         end_ms: agent.clock_ms() - age_ms,
         interval_ms: 1000,
-        scrape: Some(v1::Scrape { outcome: v1::scrape::Outcome::Ok.into(), ..Default::default() }),
-        gauges: Some(v1::Gauges { running: Some(running), waiting: Some(waiting), ..Default::default() }),
-        counters: Some(v1::Counters { requests: Some(3), ..Default::default() }),
+        scrape: Some(v1::Scrape {
+            outcome: v1::scrape::Outcome::Ok.into(),
+            ..Default::default()
+        }),
+        gauges: Some(v1::Gauges {
+            running: Some(running),
+            waiting: Some(waiting),
+            ..Default::default()
+        }),
+        counters: Some(v1::Counters {
+            requests: Some(3),
+            ..Default::default()
+        }),
         histograms: vec![ttft(100_000, 250_000, 4)],
         ..Default::default()
     }
@@ -247,5 +303,11 @@ pub(crate) fn ttft(low_us: u64, high_us: u64, count: u64) -> v1::HistogramDelta 
         bytes
     };
     let signal = v1::Signal::Ttft.into();
-    v1::HistogramDelta { signal, lower: encode(low_us), upper: encode(high_us), count, sum_ms: Some(200.0 * count as f64) }
+    v1::HistogramDelta {
+        signal,
+        lower: encode(low_us),
+        upper: encode(high_us),
+        count,
+        sum_ms: Some(200.0 * count as f64),
+    }
 }

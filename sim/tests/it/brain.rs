@@ -58,7 +58,11 @@ fn conformance_vectors_pass() {
 fn a_family_of_later_is_skipped_not_passed() {
     let Some(path) = shared("packing.json") else { return };
     let output = infersim(&["conformance", path.to_str().unwrap()], "");
-    assert!(text(&output).ends_with("0 passed, 0 failed, 103 skipped\n"), "{}", text(&output));
+    assert!(
+        text(&output).ends_with("0 passed, 0 failed, 103 skipped\n"),
+        "{}",
+        text(&output)
+    );
 }
 
 #[test]
@@ -77,9 +81,15 @@ fn a_case_that_fails_is_told_and_fails_the_run() {
     std::fs::write(&path, vectors.to_string()).unwrap();
     let output = infersim(&["conformance", path.to_str().unwrap()], "");
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(text(&output), "FAILED bad: panic window: got 6.0, expected 7.0\n1 passed, 1 failed\n");
+    assert_eq!(
+        text(&output),
+        "FAILED bad: panic window: got 6.0, expected 7.0\n1 passed, 1 failed\n"
+    );
     std::fs::write(&path, "{").unwrap();
-    assert_eq!(infersim(&["conformance", path.to_str().unwrap()], "").status.code(), Some(2));
+    assert_eq!(
+        infersim(&["conformance", path.to_str().unwrap()], "").status.code(),
+        Some(2)
+    );
 }
 
 fn init(replicas: u32) -> Value {
@@ -111,7 +121,10 @@ fn lockstep(lines: &[Value]) -> (Option<i32>, Vec<Value>) {
     std::fs::write(&manifest, MANIFEST).unwrap();
     let input: String = lines.iter().map(|line| format!("{line}\n")).collect();
     let output = infersim(&["policy", "--manifest", manifest.to_str().unwrap()], &input);
-    let answers = text(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answers = text(&output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     (output.status.code(), answers)
 }
 
@@ -126,10 +139,16 @@ fn one_line_in_one_line_out() {
     assert_eq!(answers.len(), lines.len() - 1);
     assert_eq!(answers[0], json!({"type": "ready"}));
     let calm = &answers[70];
-    assert_eq!((&calm["type"], &calm["t_s"], &calm["mode"]), (&json!("decide"), &json!(70.0), &json!("stable")));
+    assert_eq!(
+        (&calm["type"], &calm["t_s"], &calm["mode"]),
+        (&json!("decide"), &json!(70.0), &json!("stable"))
+    );
     assert_eq!(calm["replicas"], json!({"h100": 2}));
     let burst = &answers[80];
-    assert_eq!((&burst["mode"], &burst["replicas"]["h100"]), (&json!("panic"), &json!(9)));
+    assert_eq!(
+        (&burst["mode"], &burst["replicas"]["h100"]),
+        (&json!("panic"), &json!(9))
+    );
     assert!(burst["reason"].as_str().unwrap().contains("concurrency"));
 }
 
@@ -151,7 +170,10 @@ fn a_malformed_line_gets_an_error_line_and_exit_1() {
     for line in bad {
         let (code, answers) = lockstep(&[line.clone(), json!({"type": "end"})]);
         assert_eq!((code, answers.len()), (Some(1), 1), "{line}");
-        assert!(answers[0]["message"].as_str().unwrap().starts_with("line 1: "), "{answers:?}");
+        assert!(
+            answers[0]["message"].as_str().unwrap().starts_with("line 1: "),
+            "{answers:?}"
+        );
     }
     let mut negative = observe(1, 1, 1.0, true);
     negative["variants"][0]["pods"][0]["waiting"] = json!(-1);

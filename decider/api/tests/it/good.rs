@@ -137,7 +137,10 @@ spec:
 ",
     );
     let target = documents.targets().remove(0);
-    assert_eq!((target.bound.policy_name, target.bound.mode), ("b", BindingMode::Advisory));
+    assert_eq!(
+        (target.bound.policy_name, target.bound.mode),
+        ("b", BindingMode::Advisory)
+    );
     assert_eq!(target.bound.spec.metrics[0].metric, MetricType::QueueTime);
     let queue = Metric::Latency {
         signal: Signal::Queue,

@@ -21,7 +21,11 @@ pub(super) struct LoadWindow {
 impl LoadWindow {
     pub(super) fn new(metric: Metric, kpa: &KpaPolicy) -> Self {
         let window = |length_s| TimedBuckets::new(Averaging::Linear, length_s, SECOND_MS);
-        LoadWindow { metric, stable: window(kpa.stable_window_s), panic: window(kpa.panic_window_s()) }
+        LoadWindow {
+            metric,
+            stable: window(kpa.stable_window_s),
+            panic: window(kpa.panic_window_s()),
+        }
     }
 
     fn value(&self, gauges: &Gauges, gateway: Option<f64>) -> Option<f64> {
@@ -59,7 +63,10 @@ impl LoadWindow {
         let average = |window: &TimedBuckets| window.newest_first(now).next().map(|_| window.window_average(now));
         match average(&self.stable) {
             None => Measured::Absent,
-            Some(stable) => Measured::Load { stable, panic: average(&self.panic).unwrap_or(stable) },
+            Some(stable) => Measured::Load {
+                stable,
+                panic: average(&self.panic).unwrap_or(stable),
+            },
         }
     }
 }
@@ -137,18 +144,29 @@ impl History {
     pub(super) fn pod_seconds(&self, now: TimeMs, window_s: f64, ready_at: impl Fn(TimeMs) -> usize) -> f64 {
         let from = now.plus_s(-window_s);
         let seconds = self.pod_seconds.newest_first(now).take_while(|(at, _)| *at > from);
-        seconds.map(|(at, value)| value.min(ready_at(TimeMs(at.0 + SECOND_MS - 1)) as f64)).sum()
+        seconds
+            .map(|(at, value)| value.min(ready_at(TimeMs(at.0 + SECOND_MS - 1)) as f64))
+            .sum()
     }
 
     /// Seconds of the last `window_s` of which anything is known.
     pub(super) fn known_s(&self, now: TimeMs, window_s: f64) -> f64 {
         let from = now.plus_s(-window_s);
-        self.known.newest_first(now).take_while(|(at, _)| *at > from).map(|(_, known)| known).sum()
+        self.known
+            .newest_first(now)
+            .take_while(|(at, _)| *at > from)
+            .map(|(_, known)| known)
+            .sum()
     }
 
     /// Seconds of the last `window_s` since the first value.
     pub(super) fn span_s(&self, now: TimeMs, window_s: f64) -> f64 {
-        let first = self.totals.iter().chain([&self.pod_seconds]).filter_map(TimedBuckets::first_write).min();
+        let first = self
+            .totals
+            .iter()
+            .chain([&self.pod_seconds])
+            .filter_map(TimedBuckets::first_write)
+            .min();
         first.map_or(0.0, |first| now.since_s(first).min(window_s))
     }
 
@@ -157,11 +175,17 @@ impl History {
         let gauge = |index: usize| {
             let totals: &TimedBuckets = &self.totals[index];
             let values = || totals.newest_first(now).take_while(|(at, _)| *at > from);
-            let seconds = values().count().min(self.span_s(now, window_s).ceil().max(1.0) as usize);
+            let seconds = values()
+                .count()
+                .min(self.span_s(now, window_s).ceil().max(1.0) as usize);
             let sum: f64 = values().map(|(_, value)| value).sum();
             let written = totals.last_write().is_some_and(|last| last > from);
             let average = (written && seconds > 0).then(|| sum / seconds as f64);
-            (NAMES[index], average, values().next().filter(|_| written).map(|(_, value)| value))
+            (
+                NAMES[index],
+                average,
+                values().next().filter(|_| written).map(|(_, value)| value),
+            )
         };
         [RUNNING, WAITING, KV_USAGE, GATEWAY].map(gauge).into()
     }

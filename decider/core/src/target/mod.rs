@@ -177,8 +177,17 @@ impl Target {
         let mut before = std::mem::take(&mut self.pods);
         for view in fleet.pods {
             let same = |state: &PodState| state.view.name == view.name && state.view.uid == view.uid;
-            let known = before.get(&view.name).is_some_and(same).then(|| before.remove(&view.name)).flatten();
-            let back = || self.gone.iter().position(same).and_then(|index| self.gone.remove(index));
+            let known = before
+                .get(&view.name)
+                .is_some_and(same)
+                .then(|| before.remove(&view.name))
+                .flatten();
+            let back = || {
+                self.gone
+                    .iter()
+                    .position(same)
+                    .and_then(|index| self.gone.remove(index))
+            };
             let state = match known.or_else(back) {
                 Some(mut state) => {
                     state.view = view;
@@ -188,7 +197,8 @@ impl Target {
             };
             self.pods.insert(state.view.name.clone(), state);
         }
-        self.gone.extend(before.into_values().filter(|state| state.boot().is_some()));
+        self.gone
+            .extend(before.into_values().filter(|state| state.boot().is_some()));
         while self.gone.len() > GONE_MAX {
             self.gone.pop_front();
         }
@@ -209,7 +219,9 @@ impl Target {
 
     /// Takes a sample into the windows, once.
     pub fn observe(&mut self, pod: &str, boot_id: &str, sample: &Sample, now: TimeMs) -> Observed {
-        let Some(state) = self.pods.get_mut(pod) else { return Observed::UnknownPod };
+        let Some(state) = self.pods.get_mut(pod) else {
+            return Observed::UnknownPod;
+        };
         let (missing, queue_rose) = match state.admit(boot_id, sample) {
             Observed::Applied { missing, queue_rose } => (missing, queue_rose),
             other => return other,
@@ -219,7 +231,11 @@ impl Target {
         }
         let phase = state.view.phase;
         let gauges = sample.gauges.and(state.latest.as_ref()).map(|latest| latest.gauges);
-        let served = [&sample.counters.prompt_tokens, &sample.counters.generation_tokens, &sample.counters.requests];
+        let served = [
+            &sample.counters.prompt_tokens,
+            &sample.counters.generation_tokens,
+            &sample.counters.requests,
+        ];
         let load = gauges.and_then(|gauges| gauges.concurrency()).unwrap_or(0.0);
         if load > 0.0 || served.into_iter().any(|count| *count > 0) {
             self.last_busy = self.last_busy.max(Some(sample.end));
@@ -243,7 +259,12 @@ impl Target {
         // An engine that sleeps counts as nothing.
         let gauges = if gauges.asleep { &NOTHING } else { gauges };
         let settled = self.history.settled().unwrap_or(i64::MAX);
-        let first = sample.end.0.saturating_sub(i64::from(sample.interval_ms)).div_euclid(1000) + 1;
+        let first = sample
+            .end
+            .0
+            .saturating_sub(i64::from(sample.interval_ms))
+            .div_euclid(1000)
+            + 1;
         let last = sample.end.0.div_euclid(1000);
         for second in first.max(last - self.horizon_s as i64)..=last.min(settled - 1) {
             let at = TimeMs(second * 1000);
@@ -278,12 +299,24 @@ impl Target {
             };
             awake += u32::from(ready);
             let gauges = [latest.gauges.running, latest.gauges.waiting, latest.gauges.kv_usage];
-            shares.iter_mut().zip(gauges).for_each(|(share, gauge)| share.add(gauge));
+            shares
+                .iter_mut()
+                .zip(gauges)
+                .for_each(|(share, gauge)| share.add(gauge));
         }
         let known = self.known(now);
         let total = if awake > 0 {
-            let of = |index: usize| totals[index].filled(awake + silent).map(|sum| sum + draining[index].sum);
-            Gauges { running: of(0), waiting: of(1), kv_usage: of(2), asleep: false }
+            let of = |index: usize| {
+                totals[index]
+                    .filled(awake + silent)
+                    .map(|sum| sum + draining[index].sum)
+            };
+            Gauges {
+                running: of(0),
+                waiting: of(1),
+                kv_usage: of(2),
+                asleep: false,
+            }
         } else if silent > 0 || self.gateway.is_none() {
             // Nobody has said anything, and that is not zero. What this second held, a later tick may know.
             return;
@@ -297,7 +330,10 @@ impl Target {
         // Seconds that no tick has seen (a slow pace, a stalled process) hold what this one sees, not zero. They are
         // known only as far as samples reach back.
         let second = now.0.div_euclid(1000);
-        let last = self.history.last_second().filter(|last| (1..=HOLD_S_MAX).contains(&(second - last)));
+        let last = self
+            .history
+            .last_second()
+            .filter(|last| (1..=HOLD_S_MAX).contains(&(second - last)));
         for missed in last.map_or(second, |last| last + 1)..second {
             let at = TimeMs(missed * 1000);
             let covered = self.informed(now).filter(|state| state.covers(at)).count() as u32;
@@ -319,7 +355,8 @@ impl Target {
 
     /// Ready replicas with fresh good data that tells everything the policy asks for.
     fn informed(&self, now: TimeMs) -> impl Iterator<Item = &PodState> {
-        self.ready().filter(move |state| state.is_fresh(now) && self.is_informed(state, now))
+        self.ready()
+            .filter(move |state| state.is_fresh(now) && self.is_informed(state, now))
     }
 
     fn known(&self, now: TimeMs) -> Known {
@@ -332,7 +369,9 @@ impl Target {
 
     /// Whether a replica tells what the policy's metrics are made of. One that sleeps has nothing to tell.
     fn is_informed(&self, state: &PodState, now: TimeMs) -> bool {
-        let Some(gauges) = state.latest.as_ref().map(|latest| latest.gauges) else { return false };
+        let Some(gauges) = state.latest.as_ref().map(|latest| latest.gauges) else {
+            return false;
+        };
         gauges.asleep
             || self.policy.metrics.iter().all(|metric| match metric.metric {
                 Metric::Waiting => gauges.waiting.is_some(),
@@ -347,7 +386,10 @@ impl Target {
     }
 
     fn replicas(&self) -> Replicas {
-        let mut replicas = Replicas { spec: self.spec, ..Replicas::default() };
+        let mut replicas = Replicas {
+            spec: self.spec,
+            ..Replicas::default()
+        };
         for state in self.pods.values() {
             match state.view.phase {
                 Phase::Starting => replicas.starting += 1,
@@ -383,7 +425,11 @@ impl Target {
     /// What is known at `now`, without deciding.
     pub fn inputs(&self, now: TimeMs) -> Inputs {
         let kpa = &self.policy.kpa;
-        let Known { expected, fresh, informed } = self.known(now);
+        let Known {
+            expected,
+            fresh,
+            informed,
+        } = self.known(now);
         // Replicas that all keep silent hide the load; only a fleet of none is known by its front door alone.
         let known = fresh > 0 || (expected == 0 && self.gateway.is_some());
         let mut loads = self.loads.iter();
@@ -401,9 +447,10 @@ impl Target {
                     let counter = counter_of(&metric.metric).filter(|_| known);
                     counter.map_or(Measured::Absent, |counter| self.rate_of(now, counter))
                 }
-                Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage => {
-                    loads.next().filter(|_| known).map_or(Measured::Absent, |load| load.measure(now))
-                }
+                Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage => loads
+                    .next()
+                    .filter(|_| known)
+                    .map_or(Measured::Absent, |load| load.measure(now)),
             })
             .collect();
         Inputs {
@@ -411,7 +458,11 @@ impl Target {
             bounds: self.bounds,
             control: self.control,
             replicas: self.replicas(),
-            data: DataState { expected, fresh: informed, completeness: self.completeness(now, kpa.stable_window_s) },
+            data: DataState {
+                expected,
+                fresh: informed,
+                completeness: self.completeness(now, kpa.stable_window_s),
+            },
             metrics,
             gateway_waiting: self.gateway,
             busy: self.is_busy(),
@@ -422,7 +473,10 @@ impl Target {
     fn is_busy(&self) -> bool {
         self.gateway.is_some_and(|waiting| waiting > 0.0)
             || self.pods.values().any(|state| {
-                state.latest.as_ref().is_some_and(|latest| latest.gauges.concurrency().is_some_and(|load| load > 0.0))
+                state
+                    .latest
+                    .as_ref()
+                    .is_some_and(|latest| latest.gauges.concurrency().is_some_and(|load| load > 0.0))
             })
     }
 
@@ -437,13 +491,19 @@ impl Target {
         }
         let kpa = &self.policy.kpa;
         let rate = |window_s: f64| self.counter(now, window_s as usize, counter).1;
-        Measured::Load { stable: rate(kpa.stable_window_s), panic: rate(kpa.panic_window_s()) }
+        Measured::Load {
+            stable: rate(kpa.stable_window_s),
+            panic: rate(kpa.panic_window_s()),
+        }
     }
 
     /// A counter's sum and rate over the last `window_s` whole seconds, by its position in [`Counters::NAMES`]. They end
     /// where all replicas with fresh data have told it: what a slow reporter has yet to tell is not zero.
     pub fn counter(&self, now: TimeMs, window_s: usize, counter: usize) -> (u64, f64) {
-        let told = self.ready().filter(|state| state.is_fresh(now)).filter_map(|state| state.counter_told(counter, now));
+        let told = self
+            .ready()
+            .filter(|state| state.is_fresh(now))
+            .filter_map(|state| state.counter_told(counter, now));
         // A second that is not over yet is not whole.
         let end_s = told.min().map_or(now, |told| told.min(now)).0.div_euclid(1000);
         let window_s = window_s.clamp(1, self.horizon_s);
@@ -478,7 +538,9 @@ impl Target {
             None => Memory::start(&self.policy, inputs.replicas.ready, now),
         };
         // Requests shorter than a sample's interval show in no gauge.
-        memory.last_busy = self.last_busy.map_or(memory.last_busy, |busy| busy.max(memory.last_busy));
+        memory.last_busy = self
+            .last_busy
+            .map_or(memory.last_busy, |busy| busy.max(memory.last_busy));
         let (memory_after, outcome) = evaluate(&self.policy, &memory, &inputs);
         self.memory = Some(memory_after.clone());
         let plan = (outcome.desired != inputs.replicas.spec).then(|| Plan {
@@ -489,8 +551,14 @@ impl Target {
             at: now,
             expires: now.plus_s(PLAN_LIFETIME_S),
         });
-        let record =
-            Record { target: self.name.clone(), policy: Arc::clone(&self.policy), memory, inputs, outcome, memory_after };
+        let record = Record {
+            target: self.name.clone(),
+            policy: Arc::clone(&self.policy),
+            memory,
+            inputs,
+            outcome,
+            memory_after,
+        };
         (record, plan)
     }
 
@@ -505,7 +573,10 @@ impl Target {
 /// Windows for the metrics that are levels; rates and latencies have rings of their own.
 fn load_windows(policy: &Policy) -> Vec<LoadWindow> {
     let level = |metric: &Metric| {
-        matches!(metric, Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage)
+        matches!(
+            metric,
+            Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage
+        )
     };
     let metrics = policy.metrics.iter().map(|metric| metric.metric).filter(level);
     metrics.map(|metric| LoadWindow::new(metric, &policy.kpa)).collect()

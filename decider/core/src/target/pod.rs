@@ -131,16 +131,18 @@ impl PodState {
 
     pub(super) fn claim(&mut self, boot: Boot) -> Claim {
         match &self.boot {
-            Some(known) if known.id == boot.id => {
-                Claim::Granted { resume_after: self.last_sequence, replaces: None }
-            }
-            Some(known) if known.started_unix_ms > boot.started_unix_ms => {
-                Claim::Superseded { by: known.id.clone() }
-            }
+            Some(known) if known.id == boot.id => Claim::Granted {
+                resume_after: self.last_sequence,
+                replaces: None,
+            },
+            Some(known) if known.started_unix_ms > boot.started_unix_ms => Claim::Superseded { by: known.id.clone() },
             _ => {
                 let replaces = self.boot.replace(boot).map(|known| known.id);
                 self.last_sequence = 0;
-                Claim::Granted { resume_after: 0, replaces }
+                Claim::Granted {
+                    resume_after: 0,
+                    replaces,
+                }
             }
         }
     }
@@ -156,7 +158,11 @@ impl PodState {
             return Observed::Duplicate;
         }
         // The first sample of a boot may have any number: what came before it was dropped by the agent as too old.
-        let missing = if self.last_sequence == 0 { 0 } else { sample.sequence - self.last_sequence - 1 };
+        let missing = if self.last_sequence == 0 {
+            0
+        } else {
+            sample.sequence - self.last_sequence - 1
+        };
         self.last_sequence = sample.sequence;
         let mut queue_rose = false;
         // Numbers ascend within a boot, so this is the newest, whatever a corrected clock offset makes of its time.
@@ -168,12 +174,20 @@ impl PodState {
             }
         }
         if let Some(gauges) = sample.gauges {
-            let before = self.latest.as_ref().and_then(|latest| latest.gauges.waiting).unwrap_or(0.0);
+            let before = self
+                .latest
+                .as_ref()
+                .and_then(|latest| latest.gauges.waiting)
+                .unwrap_or(0.0);
             queue_rose = gauges.waiting.is_some_and(|waiting| waiting > before);
             let interval_before_ms = self.latest.as_ref().map_or(0, |latest| latest.interval_ms);
             self.pace_ms = i64::from(interval_before_ms.min(sample.interval_ms));
             let gauges = self.complete(gauges, sample.end);
-            self.latest = Some(Latest { at: sample.end, interval_ms: sample.interval_ms, gauges });
+            self.latest = Some(Latest {
+                at: sample.end,
+                interval_ms: sample.interval_ms,
+                gauges,
+            });
         }
         Observed::Applied { missing, queue_rose }
     }
@@ -210,13 +224,19 @@ impl PodState {
     /// Whether its last sample says anything about `at`, a time before it.
     pub(super) fn covers(&self, at: TimeMs) -> bool {
         self.latest.as_ref().is_some_and(|latest| {
-            latest.at.0.saturating_sub(i64::from(latest.interval_ms).max(FRESH_MS_MIN)) < at.0
+            latest
+                .at
+                .0
+                .saturating_sub(i64::from(latest.interval_ms).max(FRESH_MS_MIN))
+                < at.0
         })
     }
 
     /// Whether its last sample is a good one and young enough.
     pub fn is_fresh(&self, now: TimeMs) -> bool {
-        let Some(latest) = self.latest.as_ref().filter(|_| self.good) else { return false };
+        let Some(latest) = self.latest.as_ref().filter(|_| self.good) else {
+            return false;
+        };
         let lifetime_ms = (FRESH_INTERVALS * i64::from(latest.interval_ms)).clamp(FRESH_MS_MIN, self.oldest_ms());
         now.0.saturating_sub(latest.at.0) <= lifetime_ms
     }

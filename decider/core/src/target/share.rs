@@ -8,7 +8,12 @@ use crate::{
 };
 
 /// What a fleet of none does, and an engine that sleeps.
-pub(super) const NOTHING: Gauges = Gauges { running: Some(0.0), waiting: Some(0.0), kv_usage: Some(0.0), asleep: false };
+pub(super) const NOTHING: Gauges = Gauges {
+    running: Some(0.0),
+    waiting: Some(0.0),
+    kv_usage: Some(0.0),
+    asleep: false,
+};
 
 /// A gauge's sum over the replicas that tell it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,7 +57,8 @@ pub(super) fn spread(ring: &mut CounterRing, sample: &Sample, count: u64, horizo
     let whole_ms = i64::from(sample.interval_ms).max(1);
     let start = end.saturating_sub(whole_ms);
     // What is told by `at`, rounded down: the parts add up to the whole.
-    let told_by = |at: i64| (u128::from(count) * (at - start).unsigned_abs() as u128 / whole_ms.unsigned_abs() as u128) as u64;
+    let told_by =
+        |at: i64| (u128::from(count) * (at - start).unsigned_abs() as u128 / whole_ms.unsigned_abs() as u128) as u64;
     let oldest = end.saturating_sub(horizon_s as i64 * 1000).max(start);
     let mut from = oldest;
     while from < end {

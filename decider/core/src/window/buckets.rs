@@ -109,7 +109,10 @@ impl TimedBuckets {
                 if silent > self.window_ms {
                     return 0.0;
                 }
-                weighted_average(self.newest_first(now).map(|(_, value)| value), smoothing_coefficient(self.buckets.len()))
+                weighted_average(
+                    self.newest_first(now).map(|(_, value)| value),
+                    smoothing_coefficient(self.buckets.len()),
+                )
             }
         }
     }
@@ -118,7 +121,11 @@ impl TimedBuckets {
     pub fn newest_first(&self, now: TimeMs) -> impl Iterator<Item = (TimeMs, f64)> + '_ {
         let last = self.written.map_or(TimeMs(0), |(_, last)| last);
         let silent = ((self.start_of(now).0 - last.0).max(0) / self.granularity_ms) as usize;
-        let count = if self.written.is_some() { self.buckets.len().saturating_sub(silent) } else { 0 };
+        let count = if self.written.is_some() {
+            self.buckets.len().saturating_sub(silent)
+        } else {
+            0
+        };
         (0..count as i64).map(move |back| {
             let start = TimeMs(last.0 - back * self.granularity_ms);
             (start, self.buckets[self.index_of(start)])
@@ -163,7 +170,9 @@ impl TimedBuckets {
         let stale = self.is_empty(now);
         self.window_ms = ((window_s * 1000.0).round() as i64).max(self.granularity_ms);
         self.buckets = vec![0.0; bucket_count(self.window_ms, self.granularity_ms)];
-        let Some((first, last)) = self.written.take() else { return };
+        let Some((first, last)) = self.written.take() else {
+            return;
+        };
         if stale {
             return;
         }
@@ -180,7 +189,8 @@ impl TimedBuckets {
     }
 
     fn index_of(&self, at: TimeMs) -> usize {
-        at.0.div_euclid(self.granularity_ms).rem_euclid(self.buckets.len() as i64) as usize
+        at.0.div_euclid(self.granularity_ms)
+            .rem_euclid(self.buckets.len() as i64) as usize
     }
 }
 

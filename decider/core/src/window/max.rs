@@ -18,7 +18,10 @@ pub struct MaxWindow {
 impl MaxWindow {
     /// An empty window over `size` indexes; at least 1.
     pub fn new(size: i64) -> Self {
-        MaxWindow { size: size.max(1), queue: VecDeque::new() }
+        MaxWindow {
+            size: size.max(1),
+            queue: VecDeque::new(),
+        }
     }
 
     /// Records `value` at `index`, which does not decrease from call to call.
@@ -50,7 +53,10 @@ impl MaxTimeWindow {
     pub fn new(window_s: f64, granularity_ms: i64) -> Self {
         let granularity_ms = granularity_ms.max(1);
         let steps = (window_s * 1000.0 / granularity_ms as f64).ceil() as i64;
-        MaxTimeWindow { granularity_ms, window: MaxWindow::new(steps) }
+        MaxTimeWindow {
+            granularity_ms,
+            window: MaxWindow::new(steps),
+        }
     }
 
     /// Records `value` at `now`.
@@ -63,7 +69,11 @@ impl MaxTimeWindow {
     pub fn not_after(&mut self, now: TimeMs) {
         let present = now.0.div_euclid(self.granularity_ms);
         let queue = &mut self.window.queue;
-        let largest = queue.iter().filter(|(index, _)| *index > present).map(|(_, value)| *value).max();
+        let largest = queue
+            .iter()
+            .filter(|(index, _)| *index > present)
+            .map(|(_, value)| *value)
+            .max();
         queue.retain(|(index, _)| *index <= present);
         if let Some(largest) = largest {
             self.window.record(present, largest);

@@ -23,8 +23,14 @@ struct Ring<T> {
 
 impl<T: Default + Clone> Ring<T> {
     fn new(horizon_s: usize) -> Self {
-        let empty = Slot { second: i64::MIN, value: T::default() };
-        Ring { slots: vec![empty; horizon_s.max(1)], newest: None }
+        let empty = Slot {
+            second: i64::MIN,
+            value: T::default(),
+        };
+        Ring {
+            slots: vec![empty; horizon_s.max(1)],
+            newest: None,
+        }
     }
 
     /// The bucket of `at`, emptied if it held another second; `None` when the ring no longer reaches back to it.
@@ -37,7 +43,10 @@ impl<T: Default + Clone> Ring<T> {
         self.newest = Some(self.newest.map_or(second, |newest| newest.max(second)));
         let slot = &mut self.slots[second.rem_euclid(len) as usize];
         if slot.second != second {
-            *slot = Slot { second, value: T::default() };
+            *slot = Slot {
+                second,
+                value: T::default(),
+            };
         }
         Some(&mut slot.value)
     }
@@ -71,7 +80,9 @@ impl CounterRing {
 
     /// Sum over the `window_s` seconds up to and including the one of `last`.
     pub fn sum(&self, last: TimeMs, window_s: usize) -> u64 {
-        self.0.over(last, window_s).fold(0, |sum, count| sum.saturating_add(*count))
+        self.0
+            .over(last, window_s)
+            .fold(0, |sum, count| sum.saturating_add(*count))
     }
 }
 

@@ -77,14 +77,26 @@ proptest! {
 #[test]
 fn what_is_no_histogram_is_refused() {
     let good = encode(&[(1000, 3), (2000, 1)]);
-    assert!(matches!(SparseHistogram::decode_v2(&good[..20]), Err(DecodeError::Truncated { .. })));
-    assert!(matches!(SparseHistogram::decode_v2(&good[..good.len() - 1]), Err(DecodeError::Truncated { .. })));
+    assert!(matches!(
+        SparseHistogram::decode_v2(&good[..20]),
+        Err(DecodeError::Truncated { .. })
+    ));
+    assert!(matches!(
+        SparseHistogram::decode_v2(&good[..good.len() - 1]),
+        Err(DecodeError::Truncated { .. })
+    ));
     let mut other_cookie = good.clone();
     other_cookie[3] = 0;
-    assert!(matches!(SparseHistogram::decode_v2(&other_cookie), Err(DecodeError::Cookie(_))));
+    assert!(matches!(
+        SparseHistogram::decode_v2(&other_cookie),
+        Err(DecodeError::Cookie(_))
+    ));
     let mut two_digits = good.clone();
     two_digits[15] = 2;
-    assert!(matches!(SparseHistogram::decode_v2(&two_digits), Err(DecodeError::Layout { digits: 2, .. })));
+    assert!(matches!(
+        SparseHistogram::decode_v2(&two_digits),
+        Err(DecodeError::Layout { digits: 2, .. })
+    ));
     let unpaired = BoundedHistogram::decode(&good, &encode(&[(1000, 3)]), None);
     assert_eq!(unpaired, Err(DecodeError::Unpaired { lower: 4, upper: 3 }));
 }

@@ -23,9 +23,17 @@ fn rules() -> impl Strategy<Value = ScalingRules> {
         value,
         period_s,
     });
-    let select = prop_oneof![Just(SelectPolicy::Max), Just(SelectPolicy::Min), Just(SelectPolicy::Disabled)];
+    let select = prop_oneof![
+        Just(SelectPolicy::Max),
+        Just(SelectPolicy::Min),
+        Just(SelectPolicy::Disabled)
+    ];
     (0.0f64..120.0, select, prop::collection::vec(policy, 0..3)).prop_map(
-        |(stabilization_window_s, select, policies)| ScalingRules { stabilization_window_s, select, policies },
+        |(stabilization_window_s, select, policies)| ScalingRules {
+            stabilization_window_s,
+            select,
+            policies,
+        },
     )
 }
 
@@ -60,19 +68,23 @@ prop_compose! {
 }
 
 fn quantile() -> impl Strategy<Value = Option<QuantileBounds>> {
-    prop::option::of((0.0f64..5000.0, prop::option::of(0.0f64..5000.0)).prop_map(|(low_ms, width)| QuantileBounds {
-        low_ms,
-        high_ms: width.map(|width| low_ms + width),
-        estimate_ms: low_ms,
-    }))
+    prop::option::of(
+        (0.0f64..5000.0, prop::option::of(0.0f64..5000.0)).prop_map(|(low_ms, width)| QuantileBounds {
+            low_ms,
+            high_ms: width.map(|width| low_ms + width),
+            estimate_ms: low_ms,
+        }),
+    )
 }
 
 fn measured(metric: &Metric) -> BoxedStrategy<Measured> {
     let known = match metric {
-        Metric::Latency { .. } => {
-            (quantile(), quantile()).prop_map(|(stable, panic)| Measured::Latency { stable, panic }).boxed()
-        }
-        _ => (0.0f64..500.0, 0.0f64..500.0).prop_map(|(stable, panic)| Measured::Load { stable, panic }).boxed(),
+        Metric::Latency { .. } => (quantile(), quantile())
+            .prop_map(|(stable, panic)| Measured::Latency { stable, panic })
+            .boxed(),
+        _ => (0.0f64..500.0, 0.0f64..500.0)
+            .prop_map(|(stable, panic)| Measured::Load { stable, panic })
+            .boxed(),
     };
     prop_oneof![5 => known, 1 => Just(Measured::Absent)].boxed()
 }
@@ -215,31 +227,101 @@ fn the_checker_refuses_each_kind_of_bad_plan() {
         now: NOW,
         bounds: Bounds { min: 1, max: 8 },
         control: Control::Auto,
-        replicas: Replicas { spec: 4, ready: 4, ..Replicas::default() },
-        data: DataState { expected: 4, fresh: 4, completeness: 1.0 },
+        replicas: Replicas {
+            spec: 4,
+            ready: 4,
+            ..Replicas::default()
+        },
+        data: DataState {
+            expected: 4,
+            fresh: 4,
+            completeness: 1.0,
+        },
         metrics: vec![],
         gateway_waiting: Some(0.0),
         busy: false,
     };
-    let plan = |to, mode| Plan { target: "t".to_owned(), from: 4, to, mode, at: NOW, expires: NOW.plus_s(5.0) };
+    let plan = |to, mode| Plan {
+        target: "t".to_owned(),
+        from: 4,
+        to,
+        mode,
+        at: NOW,
+        expires: NOW.plus_s(5.0),
+    };
     assert_eq!(check(&plan(2, Mode::Stable), &inputs, NOW), Ok(()));
     let refused = |plan: Plan, inputs: &Inputs, now| check(&plan, inputs, now).unwrap_err();
-    assert_eq!(refused(plan(9, Mode::Stable), &inputs, NOW), Violation::AboveMax { to: 9, max: 8 });
-    assert_eq!(refused(plan(0, Mode::Stable), &inputs, NOW), Violation::BelowMin { to: 0, min: 1 });
-    assert_eq!(refused(plan(3, Mode::Panic), &inputs, NOW), Violation::ShrinksInPanic { from: 4, to: 3 });
-    assert!(matches!(refused(plan(3, Mode::Unknown), &inputs, NOW), Violation::ShrinksBlind { .. }));
-    assert_eq!(refused(plan(3, Mode::Stable), &inputs, NOW.plus_s(6.0)), Violation::Expired { late_ms: 1000 });
-    let blind = Inputs { data: DataState { fresh: 3, ..inputs.data }, ..inputs.clone() };
-    assert!(matches!(refused(plan(3, Mode::Stable), &blind, NOW), Violation::ShrinksBlind { fresh: 3, .. }));
-    let half = Inputs { data: DataState { completeness: 0.5, ..inputs.data }, ..inputs.clone() };
-    assert!(matches!(refused(plan(3, Mode::Stable), &half, NOW), Violation::ShrinksBlind { .. }));
-    let moved = Inputs { replicas: Replicas { spec: 5, ..inputs.replicas }, ..inputs.clone() };
-    assert_eq!(refused(plan(3, Mode::Stable), &moved, NOW), Violation::Stale { from: 4, spec: 5 });
-    let zero = Inputs { bounds: Bounds { min: 0, max: 8 }, gateway_waiting: Some(2.0), ..inputs.clone() };
-    assert_eq!(refused(plan(0, Mode::Stable), &zero, NOW), Violation::StrandsRequests { waiting: 2.0 });
+    assert_eq!(
+        refused(plan(9, Mode::Stable), &inputs, NOW),
+        Violation::AboveMax { to: 9, max: 8 }
+    );
+    assert_eq!(
+        refused(plan(0, Mode::Stable), &inputs, NOW),
+        Violation::BelowMin { to: 0, min: 1 }
+    );
+    assert_eq!(
+        refused(plan(3, Mode::Panic), &inputs, NOW),
+        Violation::ShrinksInPanic { from: 4, to: 3 }
+    );
+    assert!(matches!(
+        refused(plan(3, Mode::Unknown), &inputs, NOW),
+        Violation::ShrinksBlind { .. }
+    ));
+    assert_eq!(
+        refused(plan(3, Mode::Stable), &inputs, NOW.plus_s(6.0)),
+        Violation::Expired { late_ms: 1000 }
+    );
+    let blind = Inputs {
+        data: DataState {
+            fresh: 3,
+            ..inputs.data
+        },
+        ..inputs.clone()
+    };
+    assert!(matches!(
+        refused(plan(3, Mode::Stable), &blind, NOW),
+        Violation::ShrinksBlind { fresh: 3, .. }
+    ));
+    let half = Inputs {
+        data: DataState {
+            completeness: 0.5,
+            ..inputs.data
+        },
+        ..inputs.clone()
+    };
+    assert!(matches!(
+        refused(plan(3, Mode::Stable), &half, NOW),
+        Violation::ShrinksBlind { .. }
+    ));
+    let moved = Inputs {
+        replicas: Replicas {
+            spec: 5,
+            ..inputs.replicas
+        },
+        ..inputs.clone()
+    };
+    assert_eq!(
+        refused(plan(3, Mode::Stable), &moved, NOW),
+        Violation::Stale { from: 4, spec: 5 }
+    );
+    let zero = Inputs {
+        bounds: Bounds { min: 0, max: 8 },
+        gateway_waiting: Some(2.0),
+        ..inputs.clone()
+    };
+    assert_eq!(
+        refused(plan(0, Mode::Stable), &zero, NOW),
+        Violation::StrandsRequests { waiting: 2.0 }
+    );
     for (control, name) in [(Control::Paused, "paused"), (Control::Advisory, "in advisory mode")] {
-        let held = Inputs { control, ..inputs.clone() };
-        assert_eq!(refused(plan(5, Mode::Stable), &held, NOW), Violation::NotInControl(name));
+        let held = Inputs {
+            control,
+            ..inputs.clone()
+        };
+        assert_eq!(
+            refused(plan(5, Mode::Stable), &held, NOW),
+            Violation::NotInControl(name)
+        );
     }
 }
 
@@ -248,11 +330,23 @@ fn the_checker_refuses_each_kind_of_bad_plan() {
 fn an_objective_on_a_bucket_edge_is_decidable() {
     use infer_core::histogram::BoundedHistogram;
     let policy = Policy {
-        metrics: vec![MetricTarget { metric: Metric::Latency { signal: Signal::Ttft, quantile: 0.95 }, target: 1000.0 }],
+        metrics: vec![MetricTarget {
+            metric: Metric::Latency {
+                signal: Signal::Ttft,
+                quantile: 0.95,
+            },
+            target: 1000.0,
+        }],
         tolerance: 0.0,
         kpa: KpaPolicy::default(),
-        scale_up: ScalingRules { policies: vec![], ..ScalingRules::default_up() },
-        scale_down: ScalingRules { stabilization_window_s: 0.0, ..ScalingRules::default_down() },
+        scale_up: ScalingRules {
+            policies: vec![],
+            ..ScalingRules::default_up()
+        },
+        scale_down: ScalingRules {
+            stabilization_window_s: 0.0,
+            ..ScalingRules::default_down()
+        },
         scale_to_zero_grace_s: 0.0,
     };
     let decide = |low_ms, high_ms| {
@@ -263,9 +357,20 @@ fn an_objective_on_a_bucket_edge_is_decidable() {
             now: NOW,
             bounds: Bounds { min: 1, max: 50 },
             control: Control::Auto,
-            replicas: Replicas { spec: 4, ready: 4, ..Replicas::default() },
-            data: DataState { expected: 4, fresh: 4, completeness: 1.0 },
-            metrics: vec![Measured::Latency { stable: latency, panic: latency }],
+            replicas: Replicas {
+                spec: 4,
+                ready: 4,
+                ..Replicas::default()
+            },
+            data: DataState {
+                expected: 4,
+                fresh: 4,
+                completeness: 1.0,
+            },
+            metrics: vec![Measured::Latency {
+                stable: latency,
+                panic: latency,
+            }],
             gateway_waiting: None,
             busy: true,
         };

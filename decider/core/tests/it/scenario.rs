@@ -14,11 +14,20 @@ const START: i64 = 1_700_000_000_000;
 
 fn policy() -> Policy {
     Policy {
-        metrics: vec![MetricTarget { metric: Metric::Concurrency, target: 10.0 }],
+        metrics: vec![MetricTarget {
+            metric: Metric::Concurrency,
+            target: 10.0,
+        }],
         tolerance: 0.1,
         kpa: KpaPolicy::default(),
-        scale_up: ScalingRules { policies: vec![], ..ScalingRules::default_up() },
-        scale_down: ScalingRules { stabilization_window_s: 30.0, ..ScalingRules::default_down() },
+        scale_up: ScalingRules {
+            policies: vec![],
+            ..ScalingRules::default_up()
+        },
+        scale_down: ScalingRules {
+            stabilization_window_s: 30.0,
+            ..ScalingRules::default_down()
+        },
         scale_to_zero_grace_s: 30.0,
     }
 }
@@ -58,7 +67,12 @@ impl World {
     fn scale(&mut self, replicas: usize) {
         while self.pods.len() < replicas {
             let name = format!("t-{}", self.pods.len());
-            self.pods.push(PodView { uid: name.clone(), name, phase: Phase::Starting, ready_since: None });
+            self.pods.push(PodView {
+                uid: name.clone(),
+                name,
+                phase: Phase::Starting,
+                ready_since: None,
+            });
             self.started.push(self.now);
         }
         self.pods.truncate(replicas);
@@ -78,7 +92,10 @@ impl World {
                 pod.ready_since = Some(self.now);
             }
         }
-        self.target.observe_fleet(FleetView { spec: self.pods.len() as u32, pods: self.pods.clone() });
+        self.target.observe_fleet(FleetView {
+            spec: self.pods.len() as u32,
+            pods: self.pods.clone(),
+        });
         self.target.observe_gateway(self.gateway);
         self.sequence += 1;
         let share = self.load / self.ready().max(1) as f64;
@@ -90,8 +107,16 @@ impl World {
                 sequence: self.sequence,
                 end: TimeMs(self.now.0 - 100),
                 interval_ms: 1000,
-                gauges: Some(Gauges { running: Some(share), waiting: Some(0.0), kv_usage: Some(0.2), asleep: false }),
-                counters: Counters { requests: if self.load > 0.0 { 3 } else { 0 }, ..Counters::default() },
+                gauges: Some(Gauges {
+                    running: Some(share),
+                    waiting: Some(0.0),
+                    kv_usage: Some(0.2),
+                    asleep: false,
+                }),
+                counters: Counters {
+                    requests: if self.load > 0.0 { 3 } else { 0 },
+                    ..Counters::default()
+                },
                 histograms: vec![],
             };
             self.target.claim(&pod.name, &pod.uid, boot("b", 0));
@@ -112,7 +137,10 @@ impl World {
 }
 
 fn boot(id: &str, started_unix_ms: i64) -> Boot {
-    Boot { id: id.to_owned(), started_unix_ms }
+    Boot {
+        id: id.to_owned(),
+        started_unix_ms,
+    }
 }
 
 #[test]
@@ -207,22 +235,45 @@ fn a_restart_has_full_windows_again_from_what_is_replayed() {
     }
     let (uninterrupted, _) = world.target.clone().decide(world.now);
     let memory = uninterrupted.memory.clone();
-    let mut fresh = Target::new("t", world.target.policy().clone(), world.target.bounds(), Some(memory), world.now);
-    fresh.observe_fleet(FleetView { spec: 3, pods: world.pods.clone() });
+    let mut fresh = Target::new(
+        "t",
+        world.target.policy().clone(),
+        world.target.bounds(),
+        Some(memory),
+        world.now,
+    );
+    fresh.observe_fleet(FleetView {
+        spec: 3,
+        pods: world.pods.clone(),
+    });
     let (blind, plan) = fresh.decide(world.now);
     assert_eq!((blind.outcome.mode, plan), (Mode::Unknown, None));
     for (pod, _, sample) in &world.log {
         fresh.claim(pod, pod, boot("b", 0));
-        assert_eq!(fresh.observe(pod, "b", sample, world.now), Observed::Applied { missing: 0, queue_rose: false });
+        assert_eq!(
+            fresh.observe(pod, "b", sample, world.now),
+            Observed::Applied {
+                missing: 0,
+                queue_rose: false
+            }
+        );
         assert_eq!(fresh.observe(pod, "b", sample, world.now), Observed::Duplicate);
     }
     let (restarted, plan) = fresh.decide(world.now);
     assert_eq!(plan, None);
     assert!(restarted.inputs.data.completeness > 0.95, "{:?}", restarted.inputs.data);
     let load = |record: &Record| record.outcome.metrics[0].stable.unwrap();
-    assert!((load(&restarted) - load(&uninterrupted)).abs() < 0.5, "{} {}", load(&restarted), load(&uninterrupted));
+    assert!(
+        (load(&restarted) - load(&uninterrupted)).abs() < 0.5,
+        "{} {}",
+        load(&restarted),
+        load(&uninterrupted)
+    );
     let requests = 3;
-    assert_eq!(fresh.count(world.now, 600, requests), world.target.count(world.now, 600, requests));
+    assert_eq!(
+        fresh.count(world.now, 600, requests),
+        world.target.count(world.now, 600, requests)
+    );
 }
 
 #[test]
@@ -231,7 +282,13 @@ fn half_a_history_is_not_shrunk_on() {
     world.scale(4);
     world.load = 38.0;
     world.seconds(100);
-    let mut fresh = Target::new("t", world.target.policy().clone(), world.target.bounds(), None, world.now);
+    let mut fresh = Target::new(
+        "t",
+        world.target.policy().clone(),
+        world.target.bounds(),
+        None,
+        world.now,
+    );
     std::mem::swap(&mut world.target, &mut fresh);
     world.load = 5.0;
     for _ in 0..50 {
@@ -246,15 +303,41 @@ fn of_two_agents_the_later_boot_wins() {
     world.scale(1);
     world.seconds(10);
     let target = &mut world.target;
-    assert_eq!(target.claim("t-0", "t-0", boot("c", 5)), Claim::Granted { resume_after: 0, replaces: Some("b".to_owned()) });
-    assert_eq!(target.claim("t-0", "t-0", boot("b", 0)), Claim::Superseded { by: "c".to_owned() });
-    let sample = Sample { sequence: 7, end: world.now, ..Sample::default() };
+    assert_eq!(
+        target.claim("t-0", "t-0", boot("c", 5)),
+        Claim::Granted {
+            resume_after: 0,
+            replaces: Some("b".to_owned())
+        }
+    );
+    assert_eq!(
+        target.claim("t-0", "t-0", boot("b", 0)),
+        Claim::Superseded { by: "c".to_owned() }
+    );
+    let sample = Sample {
+        sequence: 7,
+        end: world.now,
+        ..Sample::default()
+    };
     assert_eq!(target.observe("t-0", "b", &sample, world.now), Observed::Superseded);
     // The first of a boot may have any number; a gap after it is counted.
-    assert!(matches!(target.observe("t-0", "c", &sample, world.now), Observed::Applied { missing: 0, .. }));
-    let later = Sample { sequence: 10, ..sample.clone() };
-    assert!(matches!(target.observe("t-0", "c", &later, world.now), Observed::Applied { missing: 2, .. }));
-    let ancient = Sample { sequence: 11, end: TimeMs(world.now.0 - 3_600_000), ..sample };
+    assert!(matches!(
+        target.observe("t-0", "c", &sample, world.now),
+        Observed::Applied { missing: 0, .. }
+    ));
+    let later = Sample {
+        sequence: 10,
+        ..sample.clone()
+    };
+    assert!(matches!(
+        target.observe("t-0", "c", &later, world.now),
+        Observed::Applied { missing: 2, .. }
+    ));
+    let ancient = Sample {
+        sequence: 11,
+        end: TimeMs(world.now.0 - 3_600_000),
+        ..sample
+    };
     assert_eq!(target.observe("t-0", "c", &ancient, world.now), Observed::Late);
     assert_eq!(target.claim("t-9", "", boot("d", 9)), Claim::UnknownPod);
     assert_eq!(target.claim("t-0", "another-life", boot("d", 9)), Claim::UnknownPod);
@@ -289,7 +372,10 @@ fn a_slow_pace_leaves_no_holes() {
                 sequence: 1000 + step,
                 end: now,
                 interval_ms: 10_000,
-                gauges: Some(Gauges { running: Some(8.0), ..Gauges::default() }),
+                gauges: Some(Gauges {
+                    running: Some(8.0),
+                    ..Gauges::default()
+                }),
                 ..Sample::default()
             };
             target.observe(&pod.name, "b", &sample, now);
@@ -297,7 +383,11 @@ fn a_slow_pace_leaves_no_holes() {
         let (record, _) = target.decide(now);
         let load = record.outcome.metrics[0].stable.unwrap();
         assert!((load - 24.0).abs() < 0.01, "{load}");
-        assert!(record.inputs.data.completeness > 0.9, "{}", record.inputs.data.completeness);
+        assert!(
+            record.inputs.data.completeness > 0.9,
+            "{}",
+            record.inputs.data.completeness
+        );
     }
 }
 
