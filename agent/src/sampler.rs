@@ -122,6 +122,12 @@ impl<'a, S: Source> Sampler<'a, S> {
     pub(crate) async fn run(mut self) {
         let mut stop = self.stop.clone();
         let mut last_tick_ms = 0;
+        // At once, whatever the grid: an engine that is not up yet now counts from nothing, and all of it is ours to tell.
+        let settings = *self.settings.borrow();
+        if unless(stopped(&mut stop), self.scrape(self.scrape_timeout(&settings))).await {
+            self.shared.finish();
+            return;
+        }
         loop {
             let settings = *self.settings.borrow_and_update();
             // Not only after now: a timer may fire within the millisecond before its tick.

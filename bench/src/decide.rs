@@ -85,7 +85,7 @@ fn grow() -> Vec<Target> {
                 id: format!("boot-{pod}"),
                 started_unix_ms: BEGAN_MS,
             };
-            target.claim(&workload::pod_name(pod), &format!("uid-{pod}"), boot);
+            target.claim(&workload::pod_name(pod), &format!("uid-{pod}"), boot, began);
         }
         for second in 1..=LIVED_S {
             observe(&mut target, &mut random, second, LIVED_S - second < LATENCIES_S);

@@ -10,7 +10,7 @@ use infer_core::{
     histogram::BoundedHistogram,
     sample::{Counters, Gauges, Sample},
     signal::Signal,
-    target::{Boot, Claim, Observed},
+    target::{Boot, Claim, Observed, Phase},
 };
 use infer_proto::v1::{
     self, AgentMessage, DeciderMessage, agent_message::Body, decider_message::Body as Answer,
@@ -279,6 +279,7 @@ impl AgentStream {
                 id: boot.id.clone(),
                 started_unix_ms: boot.started_unix_ms,
             },
+            self.shared.clock.now(),
         );
         match claim {
             Claim::Granted { resume_after, replaces } => {
@@ -333,6 +334,7 @@ impl AgentStream {
                 counters
                     .samples_missing
                     .fetch_add(missing, std::sync::atomic::Ordering::Relaxed);
+                let serving = entity.target.phase(&speaker.pod) == Some(Phase::Ready);
                 let note = entity.notes.entry(speaker.pod.clone()).or_default();
                 if engine.is_some() {
                     note.engine = engine;
@@ -345,7 +347,10 @@ impl AgentStream {
                 // What is replayed is history, not news.
                 let news = now.since_s(sample.end) < NEWS_S;
                 if news && note.problem != problem {
-                    if problem.is_empty() {
+                    // That an engine which is starting or stopping cannot be read is no news either.
+                    if !serving {
+                        tracing::debug!(pod = speaker.pod, problem, "engine cannot be read yet or any more");
+                    } else if problem.is_empty() {
                         tracing::info!(pod = speaker.pod, "engine can be read again");
                     } else {
                         tracing::warn!(pod = speaker.pod, problem, "engine cannot be read");

@@ -337,6 +337,7 @@ impl Scaled {
                     id: BOOT.to_owned(),
                     started_unix_ms: 0,
                 },
+                now,
             );
             self.target.observe(&pod.name, BOOT, &sample, now);
         }

@@ -106,19 +106,19 @@ impl Bench {
 async fn scrapes_keep_to_the_grid_and_missed_ones_are_skipped() {
     let bench = start();
     bench.at(3_900).await;
-    assert_eq!(bench.ends_ms(), [500, 1_500, 2_500, 3_500]);
     assert_eq!(
-        bench.samples()[0].interval_ms,
-        500,
-        "the first one covers the time since boot"
+        bench.ends_ms(),
+        [0, 500, 1_500, 2_500, 3_500],
+        "at once, then on the grid"
     );
+    assert_eq!(bench.samples()[1].interval_ms, 500);
     bench.world.lock().unwrap().answer_ms = 300;
     bench.at(4_900).await;
-    assert_eq!(bench.ends_ms()[4..], [4_800], "late, and the grid stays where it was");
+    assert_eq!(bench.ends_ms()[5..], [4_800], "late, and the grid stays where it was");
     bench.world.lock().unwrap().answer_ms = 0;
     bench.at(6_600).await;
-    assert_eq!(bench.ends_ms()[5..], [5_500, 6_500]);
-    assert_eq!(bench.samples()[5].interval_ms, 700);
+    assert_eq!(bench.ends_ms()[6..], [5_500, 6_500]);
+    assert_eq!(bench.samples()[6].interval_ms, 700);
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,8 +128,8 @@ async fn an_engine_that_hangs_is_a_timeout_in_every_interval() {
     bench.at(3_400).await;
     assert_eq!(
         bench.ends_ms(),
-        [1_300, 2_300, 3_300],
-        "four fifths of a second after each tick"
+        [800, 2_300, 3_300],
+        "four fifths of a second after the start and after each tick not passed meanwhile"
     );
     for sample in bench.samples() {
         let scrape = sample.scrape.expect("always there");
@@ -166,20 +166,20 @@ async fn a_jump_is_sent_within_two_looks_once() {
         bench.world.lock().unwrap().fast_requests >= 6,
         "three looks in each second"
     );
-    assert_eq!(bench.samples().len(), 3, "looks at a quiet queue are not sent");
+    assert_eq!(bench.samples().len(), 4, "looks at a quiet queue are not sent");
     bench.world.lock().unwrap().waiting = 3;
     bench.at(2_800).await;
-    assert_eq!(bench.samples().len(), 3, "a rise of 3 is below the threshold of 4");
+    assert_eq!(bench.samples().len(), 4, "a rise of 3 is below the threshold of 4");
     bench.world.lock().unwrap().waiting = 4;
     bench.at(3_400).await;
     let samples = bench.samples();
-    assert_eq!(samples.len(), 4, "once");
-    let urgent = &samples[3];
+    assert_eq!(samples.len(), 5, "once");
+    let urgent = &samples[4];
     assert!(urgent.urgent && urgent.counters.is_none());
     assert_eq!((urgent.end_ms, urgent.interval_ms), (3_000, 500));
     assert_eq!(urgent.gauges.as_ref().and_then(|gauges| gauges.waiting), Some(4.0));
     bench.at(3_600).await;
-    let full = &bench.samples()[4];
+    let full = &bench.samples()[5];
     assert!(!full.urgent && full.counters.is_some());
     assert_eq!(
         (full.end_ms, full.interval_ms),
@@ -194,7 +194,7 @@ async fn an_engine_without_the_cheap_path_is_asked_for_it_once() {
     bench.world.lock().unwrap().no_filter = true;
     bench.at(5_600).await;
     assert_eq!(bench.world.lock().unwrap().fast_requests, 1);
-    assert_eq!(bench.samples().len(), 6);
+    assert_eq!(bench.samples().len(), 7);
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,13 +203,13 @@ async fn details_are_cut_and_a_stop_ends_with_one_more_sample() {
     bench.at(600).await;
     bench.world.lock().unwrap().refuses = true;
     bench.at(1_600).await;
-    let detail = bench.samples()[1].scrape.clone().expect("always there").detail;
+    let detail = bench.samples()[2].scrape.clone().expect("always there").detail;
     assert_eq!(detail.len(), MAX_DETAIL_CHARS);
     bench.world.lock().unwrap().refuses = false;
     bench.at(1_700).await;
     bench.stop.send(true).expect("it runs");
     bench.sampler.await.expect("no panic");
-    assert_eq!(bench.shared.state().replay.newest(), 3);
+    assert_eq!(bench.shared.state().replay.newest(), 4);
     assert!(bench.shared.state().finished);
 }
 

@@ -56,8 +56,8 @@ async fn a_stop_between_two_far_scrapes_scrapes_once_more() {
     decider.until("hello", |heard| !heard.is_empty()).await;
     let summary = agent.stop().await;
     let heard = decider.heard();
-    assert_eq!(heard[0].samples.len(), 1);
-    assert!(heard[0].samples[0].gauges.is_some());
+    assert_eq!(heard[0].samples.len(), 2, "one at the start, one at the stop");
+    assert!(heard[0].samples[1].gauges.is_some());
     assert!(summary.drained);
 }
 

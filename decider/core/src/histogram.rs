@@ -124,6 +124,21 @@ impl SparseHistogram {
         }
     }
 
+    /// Takes out what was merged before.
+    fn remove(&mut self, other: &SparseHistogram) {
+        for &(index, count) in &other.cells {
+            if let Ok(at) = self.cells.binary_search_by_key(&index, |cell| cell.0) {
+                let left = self.cells[at].1.saturating_sub(count);
+                if left == 0 {
+                    self.cells.remove(at);
+                } else {
+                    self.cells[at].1 = left;
+                }
+            }
+        }
+        self.count = self.count.saturating_sub(other.count);
+    }
+
     /// The cell of the `rank`-th smallest observation (1-based), and how many observations lie in cells before it.
     fn cell_at(&self, rank: u64) -> Option<(u32, u64, u64)> {
         let mut before = 0u64;
@@ -277,6 +292,14 @@ impl BoundedHistogram {
         self.upper.merge(&other.upper);
         self.sum_ms += other.sum_ms;
         self.summed = self.summed.saturating_add(other.summed);
+    }
+
+    /// Takes out what was merged before. The mean may keep a trace of it in its last digits.
+    pub fn remove(&mut self, other: &BoundedHistogram) {
+        self.lower.remove(&other.lower);
+        self.upper.remove(&other.upper);
+        self.sum_ms = (self.sum_ms - other.sum_ms).max(0.0);
+        self.summed = self.summed.saturating_sub(other.summed);
     }
 
     /// Observations.

@@ -13,11 +13,11 @@ use crate::{
     TimeMs,
     decision::{Control, DataState, Inputs, Measured, Memory, Plan, Record, Replicas},
     evaluate::evaluate,
-    histogram::BoundedHistogram,
+    histogram::{BoundedHistogram, QuantileBounds},
     policy::{Bounds, Metric, Policy},
     sample::{Counters, Gauges, Sample},
     signal::Signal,
-    window::{CounterRing, HistogramRing},
+    window::{CounterRing, HistogramRing, SlidingHistogram},
 };
 
 use load::{History, LoadWindow};
@@ -82,6 +82,8 @@ pub struct Target {
     history: History,
     counters: Vec<CounterRing>,
     histograms: HistogramRing,
+    /// The policy's latency windows.
+    latencies: Vec<SlidingHistogram>,
     horizon_s: usize,
     since: TimeMs,
     /// The newest second in which a request was anywhere, as far as samples tell, replayed ones included.
@@ -118,7 +120,9 @@ impl Target {
             gateway: None,
             history: History::new(horizon_s),
             counters: vec![CounterRing::new(horizon_s); Counters::NAMES.len()],
-            histograms: HistogramRing::new(horizon_s),
+            // A sliding window looks back at what leaves it.
+            histograms: HistogramRing::new(2 * horizon_s),
+            latencies: latency_windows(&policy),
             horizon_s,
             since: now,
             last_busy: None,
@@ -159,6 +163,11 @@ impl Target {
     /// Every replica.
     pub fn pods(&self) -> impl Iterator<Item = &PodState> {
         self.pods.values()
+    }
+
+    /// Where a replica is in its life; `None` for one that is not there.
+    pub fn phase(&self, pod: &str) -> Option<Phase> {
+        self.pods.get(pod).map(|state| state.view.phase)
     }
 
     /// Requests held at the front door, as last said.
@@ -209,10 +218,10 @@ impl Target {
         self.gateway = waiting;
     }
 
-    /// An agent says that it speaks for a replica. Of two agents the later boot wins.
-    pub fn claim(&mut self, pod: &str, uid: &str, boot: Boot) -> Claim {
+    /// An agent says that it speaks for a replica. Of two agents that both speak the later boot wins.
+    pub fn claim(&mut self, pod: &str, uid: &str, boot: Boot, now: TimeMs) -> Claim {
         match self.pods.get_mut(pod) {
-            Some(state) if uid.is_empty() || state.view.uid == uid => state.claim(boot),
+            Some(state) if uid.is_empty() || state.view.uid == uid => state.claim(boot, now),
             _ => Claim::UnknownPod,
         }
     }
@@ -244,7 +253,11 @@ impl Target {
             spread(ring, sample, count, self.horizon_s);
         }
         for (signal, observations) in &sample.histograms {
-            self.histograms.record(sample.end, *signal, observations);
+            if self.histograms.record(sample.end, *signal, observations) {
+                for latency in &mut self.latencies {
+                    latency.record(sample.end, *signal, observations);
+                }
+            }
         }
         // A replica that a restarted backend has not looked at yet has served all the same.
         if let Some(gauges) = gauges.filter(|_| phase != Phase::Failed) {
@@ -439,8 +452,8 @@ impl Target {
             .iter()
             .map(|metric| match metric.metric {
                 Metric::Latency { signal, quantile } if known => Measured::Latency {
-                    stable: self.latency(now, kpa.stable_window_s, signal).quantile(quantile),
-                    panic: self.latency(now, kpa.panic_window_s(), signal).quantile(quantile),
+                    stable: self.latency(now, kpa.stable_window_s, signal, quantile),
+                    panic: self.latency(now, kpa.panic_window_s(), signal, quantile),
                 },
                 Metric::Latency { .. } => Measured::Absent,
                 Metric::PromptTokensPerSecond | Metric::GenerationTokensPerSecond | Metric::RequestsPerSecond => {
@@ -480,8 +493,13 @@ impl Target {
             })
     }
 
-    fn latency(&self, now: TimeMs, window_s: f64, signal: Signal) -> BoundedHistogram {
-        self.histograms.merged(now, window_s as usize, signal)
+    fn latency(&self, now: TimeMs, window_s: f64, signal: Signal, quantile: f64) -> Option<QuantileBounds> {
+        let window_s = window_s as usize;
+        let mut sliding = self.latencies.iter();
+        match sliding.find_map(|latency| latency.of(signal, window_s, now)) {
+            Some(latency) => latency.quantile(quantile),
+            None => self.histograms.merged(now, window_s, signal).quantile(quantile),
+        }
     }
 
     fn rate_of(&self, now: TimeMs, counter: usize) -> Measured {
@@ -532,6 +550,9 @@ impl Target {
     /// The plan counts as made until the caller says with [`Target::refused`] that it was not.
     pub fn decide(&mut self, now: TimeMs) -> (Record, Option<Plan>) {
         self.record_now(now);
+        for latency in &mut self.latencies {
+            latency.advance(&self.histograms, now);
+        }
         let inputs = self.inputs(now);
         let mut memory = match self.memory.take() {
             Some(memory) => memory,
@@ -580,6 +601,19 @@ fn load_windows(policy: &Policy) -> Vec<LoadWindow> {
     };
     let metrics = policy.metrics.iter().map(|metric| metric.metric).filter(level);
     metrics.map(|metric| LoadWindow::new(metric, &policy.kpa)).collect()
+}
+
+/// A stable and a panic window for every latency that the policy looks at.
+fn latency_windows(policy: &Policy) -> Vec<SlidingHistogram> {
+    let mut windows = Vec::new();
+    for metric in &policy.metrics {
+        if let Metric::Latency { signal, .. } = metric.metric {
+            for window_s in [policy.kpa.stable_window_s, policy.kpa.panic_window_s()] {
+                windows.push(SlidingHistogram::new(signal, window_s as usize));
+            }
+        }
+    }
+    windows
 }
 
 /// Long enough for every window of the policy, and for a person to look back ten minutes.

@@ -103,6 +103,8 @@ pub struct PodState {
     /// End of the last sample, good or not.
     pub last_sample: Option<TimeMs>,
     boot: Option<Boot>,
+    /// When that boot first spoke for it.
+    claimed: Option<TimeMs>,
     last_sequence: u64,
     /// Length of the shorter of the last two good samples: an outage makes one long, a slow reporter both.
     pace_ms: i64,
@@ -121,6 +123,7 @@ impl PodState {
             latest: None,
             last_sample: None,
             boot: None,
+            claimed: None,
             last_sequence: 0,
             pace_ms: 0,
             good: false,
@@ -129,15 +132,22 @@ impl PodState {
         }
     }
 
-    pub(super) fn claim(&mut self, boot: Boot) -> Claim {
+    pub(super) fn claim(&mut self, boot: Boot, now: TimeMs) -> Claim {
+        // A boot that has gone silent gives way to any other: a replica must not stay unread because the clock was set
+        // back, or because the later of two agents has died for good.
+        let heard = self.last_sample.max(self.claimed);
+        let alive = heard.is_some_and(|heard| now.0 - heard.0 <= FRESH_MS_MAX);
         match &self.boot {
             Some(known) if known.id == boot.id => Claim::Granted {
                 resume_after: self.last_sequence,
                 replaces: None,
             },
-            Some(known) if known.started_unix_ms > boot.started_unix_ms => Claim::Superseded { by: known.id.clone() },
+            Some(known) if alive && known.started_unix_ms > boot.started_unix_ms => {
+                Claim::Superseded { by: known.id.clone() }
+            }
             _ => {
                 let replaces = self.boot.replace(boot).map(|known| known.id);
+                self.claimed = Some(now);
                 self.last_sequence = 0;
                 Claim::Granted {
                     resume_after: 0,

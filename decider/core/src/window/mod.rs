@@ -8,4 +8,4 @@ mod rings;
 
 pub use buckets::{Averaging, TimedBuckets, round_to_digits, smoothing_coefficient, weighted_average};
 pub use max::{MaxTimeWindow, MaxWindow};
-pub use rings::{CounterRing, HistogramRing};
+pub use rings::{CounterRing, HistogramRing, SlidingHistogram};

@@ -107,6 +107,11 @@ impl HistogramRing {
         }
     }
 
+    fn second(&self, second: i64, signal: Signal) -> Option<&BoundedHistogram> {
+        let mut one = self.0.over(TimeMs(second.saturating_mul(1000)), 1);
+        one.next()?[signal.index()].as_deref()
+    }
+
     /// Everything observed in the `window_s` seconds up to and including the one of `last`.
     pub fn merged(&self, last: TimeMs, window_s: usize, signal: Signal) -> BoundedHistogram {
         let mut all = BoundedHistogram::default();
@@ -116,5 +121,66 @@ impl HistogramRing {
             }
         }
         all
+    }
+}
+
+/// Everything observed of one signal in a window that moves on, at the cost of the seconds that come and go, not of those
+/// that stay: a tick looks at two of its sixty.
+///
+/// Its [`HistogramRing`] must reach back twice the window.
+#[derive(Debug, Clone)]
+pub struct SlidingHistogram {
+    signal: Signal,
+    window_s: i64,
+    /// The last second inside; `None` before the first look.
+    last: Option<i64>,
+    merged: BoundedHistogram,
+}
+
+impl SlidingHistogram {
+    /// A window of at least one second over one signal of a ring.
+    pub fn new(signal: Signal, window_s: usize) -> Self {
+        SlidingHistogram {
+            signal,
+            window_s: (window_s as i64).max(1),
+            last: None,
+            merged: BoundedHistogram::default(),
+        }
+    }
+
+    /// To be told of everything that the ring has taken.
+    pub fn record(&mut self, at: TimeMs, signal: Signal, observations: &BoundedHistogram) {
+        let second = second_of(at);
+        let inside = self
+            .last
+            .is_some_and(|last| second <= last && second > last - self.window_s);
+        if inside && signal == self.signal {
+            self.merged.merge(observations);
+        }
+    }
+
+    /// Moves on to the window that ends with the second of `now`.
+    pub fn advance(&mut self, ring: &HistogramRing, now: TimeMs) {
+        let second = second_of(now);
+        match self.last {
+            Some(last) if (0..self.window_s).contains(&(second - last)) => {
+                for entering in last + 1..=second {
+                    if let Some(leaving) = ring.second(entering - self.window_s, self.signal) {
+                        self.merged.remove(leaving);
+                    }
+                    if let Some(entering) = ring.second(entering, self.signal) {
+                        self.merged.merge(entering);
+                    }
+                }
+            }
+            _ => self.merged = ring.merged(now, self.window_s as usize, self.signal),
+        }
+        self.last = Some(second);
+    }
+
+    /// What is inside, if this is the window of `window_s` seconds up to `now` over `signal`.
+    pub fn of(&self, signal: Signal, window_s: usize, now: TimeMs) -> Option<&BoundedHistogram> {
+        let same = self.signal == signal && self.window_s == window_s as i64 && self.last == Some(second_of(now));
+        same.then_some(&self.merged)
     }
 }

@@ -103,6 +103,7 @@ impl World {
                 id: uid.clone(),
                 started_unix_ms: 0,
             },
+            self.now,
         );
         self.target.observe(
             &name,
@@ -632,7 +633,7 @@ fn a_replica_that_was_not_listed_for_a_while_counts_nothing_twice() {
         started_unix_ms: 0,
     };
     assert_eq!(
-        world.target.claim(&pod.name, &pod.uid, boot),
+        world.target.claim(&pod.name, &pod.uid, boot, world.now),
         Claim::Granted {
             resume_after: 40,
             replaces: None

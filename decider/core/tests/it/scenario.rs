@@ -119,7 +119,7 @@ impl World {
                 },
                 histograms: vec![],
             };
-            self.target.claim(&pod.name, &pod.uid, boot("b", 0));
+            self.target.claim(&pod.name, &pod.uid, boot("b", 0), self.now);
             self.target.observe(&pod.name, "b", &sample, self.now);
             self.log.push((pod.name.clone(), self.sequence, sample));
         }
@@ -249,7 +249,7 @@ fn a_restart_has_full_windows_again_from_what_is_replayed() {
     let (blind, plan) = fresh.decide(world.now);
     assert_eq!((blind.outcome.mode, plan), (Mode::Unknown, None));
     for (pod, _, sample) in &world.log {
-        fresh.claim(pod, pod, boot("b", 0));
+        fresh.claim(pod, pod, boot("b", 0), world.now);
         assert_eq!(
             fresh.observe(pod, "b", sample, world.now),
             Observed::Applied {
@@ -304,14 +304,14 @@ fn of_two_agents_the_later_boot_wins() {
     world.seconds(10);
     let target = &mut world.target;
     assert_eq!(
-        target.claim("t-0", "t-0", boot("c", 5)),
+        target.claim("t-0", "t-0", boot("c", 5), world.now),
         Claim::Granted {
             resume_after: 0,
             replaces: Some("b".to_owned())
         }
     );
     assert_eq!(
-        target.claim("t-0", "t-0", boot("b", 0)),
+        target.claim("t-0", "t-0", boot("b", 0), world.now),
         Claim::Superseded { by: "c".to_owned() }
     );
     let sample = Sample {
@@ -339,8 +339,17 @@ fn of_two_agents_the_later_boot_wins() {
         ..sample
     };
     assert_eq!(target.observe("t-0", "c", &ancient, world.now), Observed::Late);
-    assert_eq!(target.claim("t-9", "", boot("d", 9)), Claim::UnknownPod);
-    assert_eq!(target.claim("t-0", "another-life", boot("d", 9)), Claim::UnknownPod);
+    assert_eq!(target.claim("t-9", "", boot("d", 9), world.now), Claim::UnknownPod);
+    // The later boot has fallen silent for good: the earlier one may speak again.
+    let much_later = world.now.plus_s(20.0);
+    assert!(matches!(
+        target.claim("t-0", "t-0", boot("b", 0), much_later),
+        Claim::Granted { .. }
+    ));
+    assert_eq!(
+        target.claim("t-0", "another-life", boot("d", 9), world.now),
+        Claim::UnknownPod
+    );
 }
 
 #[test]

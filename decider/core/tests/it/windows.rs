@@ -5,7 +5,7 @@ use infer_core::{
     behavior::{self, Recommendation},
     histogram::BoundedHistogram,
     signal::Signal,
-    window::{Averaging, CounterRing, HistogramRing, MaxWindow, TimedBuckets},
+    window::{Averaging, CounterRing, HistogramRing, MaxWindow, SlidingHistogram, TimedBuckets},
 };
 use proptest::prelude::*;
 
@@ -46,6 +46,36 @@ proptest! {
             window.record(index as i64, *value);
             let from = (index + 1).saturating_sub(size as usize);
             prop_assert_eq!(window.current(), *values[from..=index].iter().max().unwrap());
+        }
+    }
+
+    /// However time jumps and records come late, a sliding histogram holds what a fresh merge would.
+    #[test]
+    fn a_sliding_histogram_is_the_merge_of_its_window(
+        steps in prop::collection::vec((0i64..25, prop::collection::vec((0i64..15, 0usize..4, 1u64..5), 0..4)), 1..60),
+        window in 1usize..20,
+    ) {
+        let mut ring = HistogramRing::new(40);
+        let mut sliding = SlidingHistogram::new(Signal::Ttft, window);
+        let mut now = 100;
+        for (step, records) in steps {
+            now += step;
+            for (age, bucket, count) in records {
+                let mut histogram = BoundedHistogram::default();
+                histogram.record(bucket as f64 * 10.0, Some(bucket as f64 * 10.0 + 10.0), count);
+                let signal = if bucket == 3 { Signal::Itl } else { Signal::Ttft };
+                let at = TimeMs((now - age) * 1000 + 7);
+                if ring.record(at, signal, &histogram) {
+                    sliding.record(at, signal, &histogram);
+                }
+            }
+            sliding.advance(&ring, TimeMs(now * 1000));
+            let fresh = ring.merged(TimeMs(now * 1000), window, Signal::Ttft);
+            let slid = sliding.of(Signal::Ttft, window, TimeMs(now * 1000)).unwrap();
+            prop_assert_eq!(slid.count(), fresh.count());
+            for q in [0.0, 0.5, 0.95, 1.0] {
+                prop_assert_eq!(slid.quantile(q), fresh.quantile(q));
+            }
         }
     }
 
