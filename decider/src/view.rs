@@ -118,7 +118,7 @@ fn control_name(control: Control) -> &'static str {
 fn metric(outcome: &MetricOutcome) -> v1::MetricState {
     let replicas = |wants: Option<f64>| wants.map(|wants| wants.ceil().clamp(0.0, f64::from(u32::MAX)) as u32);
     v1::MetricState {
-        name: outcome.name.clone(),
+        name: outcome.name.to_string(),
         target_per_replica: outcome.target,
         load_stable: outcome.stable,
         load_panic: outcome.panic,

@@ -1,6 +1,6 @@
 //! What a decision is made of, and the record it leaves: plain values, all of them serialisable.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -230,7 +230,7 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricOutcome {
     /// The metric's name.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Wanted per replica.
     pub target: f64,
     /// Total over the stable window; a latency's estimate in ms.

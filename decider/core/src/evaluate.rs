@@ -1,6 +1,8 @@
 //! From policy, memory and inputs to an outcome: the rules, one after the other. Pure; the same arguments give the
 //! same outcome, bit for bit.
 
+use std::borrow::Cow;
+
 use crate::{
     behavior::{self, Limit, Recommendation},
     decision::{Control, Inputs, Measured, Memory, MetricOutcome, Mode, Outcome, Rule, Step},
@@ -427,18 +429,18 @@ fn to_replicas(count: f64) -> u32 {
 
 impl Metric {
     /// The name as policies spell it; latencies with their quantile, such as `ttft p95`.
-    pub fn name(&self) -> String {
+    pub fn name(&self) -> Cow<'static, str> {
         match self {
-            Metric::Waiting => "waiting".to_owned(),
-            Metric::Running => "running".to_owned(),
-            Metric::Concurrency => "concurrency".to_owned(),
-            Metric::KvUsage => "kvUsage".to_owned(),
-            Metric::PromptTokensPerSecond => "promptTokensPerSecond".to_owned(),
-            Metric::GenerationTokensPerSecond => "generationTokensPerSecond".to_owned(),
-            Metric::RequestsPerSecond => "requestsPerSecond".to_owned(),
+            Metric::Waiting => "waiting".into(),
+            Metric::Running => "running".into(),
+            Metric::Concurrency => "concurrency".into(),
+            Metric::KvUsage => "kvUsage".into(),
+            Metric::PromptTokensPerSecond => "promptTokensPerSecond".into(),
+            Metric::GenerationTokensPerSecond => "generationTokensPerSecond".into(),
+            Metric::RequestsPerSecond => "requestsPerSecond".into(),
             Metric::Latency { signal, quantile } => {
                 let percent = (quantile * 1e6).round() / 1e4;
-                format!("{} p{percent}", signal.name())
+                format!("{} p{percent}", signal.name()).into()
             }
         }
     }

@@ -302,18 +302,30 @@ impl Fleet {
         self.terminate(index, Then::Retry, Instant::now());
     }
 
-    /// Asks an engine to end.
+    /// Asks an engine to end. One that has served ends after its agent, whose last look counts the requests that were
+    /// finished since the one before.
     pub(crate) fn terminate(&mut self, index: u32, then: Then, now: Instant) {
+        let grace = self.spec.drain.termination_grace;
         let Some(slot) = self.slots.get_mut(&index) else { return };
         slot.stop_probe();
         slot.agent_retry_at = None;
+        let served = matches!(slot.stage, Stage::Draining { .. });
+        let agent = slot.agent.take_if(|_| served);
         slot.stage = Stage::Terminating {
-            kill_at: now + self.spec.drain.termination_grace,
+            told: agent.is_none(),
+            kill_at: now + grace + if agent.is_some() { AGENT_GRACE } else { Duration::ZERO },
             killed: false,
             then,
         };
-        if let Some(engine) = &slot.engine {
-            engine.signal(&self.boot_id, Signal::SIGTERM);
+        match (agent, &slot.engine) {
+            (Some(agent), _) => {
+                let (name, uid) = (slot.name.clone(), slot.uid.clone());
+                self.leave(&name, &uid, agent, now);
+            }
+            (None, Some(engine)) => {
+                engine.signal(&self.boot_id, Signal::SIGTERM);
+            }
+            (None, None) => {}
         }
     }
 
@@ -321,6 +333,16 @@ impl Fleet {
     pub(crate) fn advance_terminations(&mut self, now: Instant) {
         let mut killed = Vec::new();
         for slot in self.slots.values_mut() {
+            if let Stage::Terminating { told, kill_at, .. } = &mut slot.stage
+                && !*told
+                && !self.leaving.iter().any(|leaving| leaving.uid == slot.uid)
+            {
+                *told = true;
+                *kill_at = now + self.spec.drain.termination_grace;
+                if let Some(engine) = &slot.engine {
+                    engine.signal(&self.boot_id, Signal::SIGTERM);
+                }
+            }
             if let Stage::Terminating {
                 kill_at, killed: again, ..
             } = &mut slot.stage

@@ -33,8 +33,10 @@ pub(crate) enum Stage {
         until_unix_ms: u64,
         idle_since: Option<Instant>,
     },
-    /// SIGTERM was sent.
+    /// To end: first the agent, which counts what the engine has finished last, then the engine.
     Terminating {
+        /// Whether the engine was sent SIGTERM, or is still there for its agent's last look.
+        told: bool,
         kill_at: Instant,
         killed: bool,
         then: Then,

@@ -3,6 +3,7 @@
 mod load;
 mod pod;
 mod share;
+mod survey;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,7 +12,7 @@ use std::{
 
 use crate::{
     TimeMs,
-    decision::{Control, DataState, Inputs, Measured, Memory, Plan, Record, Replicas},
+    decision::{Control, DataState, Inputs, Measured, Memory, Plan, Record},
     evaluate::evaluate,
     histogram::{BoundedHistogram, QuantileBounds},
     policy::{Bounds, Metric, Policy},
@@ -21,7 +22,8 @@ use crate::{
 };
 
 use load::{History, LoadWindow};
-use share::{NOTHING, Share, counter_of, spread};
+use share::{NOTHING, counter_of, spread};
+use survey::{Known, Survey};
 
 pub use pod::{Boot, Claim, Phase, PodState, PodView};
 
@@ -88,17 +90,6 @@ pub struct Target {
     since: TimeMs,
     /// The newest second in which a request was anywhere, as far as samples tell, replayed ones included.
     last_busy: Option<TimeMs>,
-}
-
-/// Ready replicas by what is known of them.
-#[derive(Debug, Clone, Copy, Default)]
-struct Known {
-    /// Should have reported by now.
-    expected: u32,
-    /// Have fresh good data.
-    fresh: u32,
-    /// Have fresh good data that tells everything the policy asks for.
-    informed: u32,
 }
 
 impl Target {
@@ -291,46 +282,11 @@ impl Target {
     /// Writes this second's totals. A replica without fresh data counts with what it last said, one that never said
     /// anything with the mean of the others: growing needs a guess, and shrinking is not allowed on it. Draining ones
     /// count too: what they are finishing is part of the load that will come again.
-    fn record_now(&mut self, now: TimeMs) {
-        let mut awake = 0u32;
-        let mut silent = 0u32;
-        let mut totals = [Share::default(); 3];
-        let mut draining = [Share::default(); 3];
-        for state in self.pods.values() {
-            let ready = state.view.phase == Phase::Ready;
-            let Some(latest) = &state.latest else {
-                silent += u32::from(ready);
-                continue;
-            };
-            if latest.gauges.asleep {
-                continue;
-            }
-            let shares = match state.view.phase {
-                Phase::Ready => &mut totals,
-                Phase::Draining if state.is_fresh(now) => &mut draining,
-                Phase::Starting | Phase::Draining | Phase::Failed => continue,
-            };
-            awake += u32::from(ready);
-            let gauges = [latest.gauges.running, latest.gauges.waiting, latest.gauges.kv_usage];
-            shares
-                .iter_mut()
-                .zip(gauges)
-                .for_each(|(share, gauge)| share.add(gauge));
-        }
-        let known = self.known(now);
-        let total = if awake > 0 {
-            let of = |index: usize| {
-                totals[index]
-                    .filled(awake + silent)
-                    .map(|sum| sum + draining[index].sum)
-            };
-            Gauges {
-                running: of(0),
-                waiting: of(1),
-                kv_usage: of(2),
-                asleep: false,
-            }
-        } else if silent > 0 || self.gateway.is_none() {
+    fn record_now(&mut self, now: TimeMs, survey: &Survey) {
+        let known = survey.known;
+        let total = if let Some(total) = survey.total() {
+            total
+        } else if survey.silent > 0 || self.gateway.is_none() {
             // Nobody has said anything, and that is not zero. What this second held, a later tick may know.
             return;
         } else {
@@ -372,12 +328,14 @@ impl Target {
             .filter(move |state| state.is_fresh(now) && self.is_informed(state, now))
     }
 
-    fn known(&self, now: TimeMs) -> Known {
-        Known {
-            expected: self.ready().filter(|state| !state.is_new(now)).count() as u32,
-            fresh: self.ready().filter(|state| state.is_fresh(now)).count() as u32,
-            informed: self.informed(now).count() as u32,
+    /// One look at every replica.
+    fn survey(&self, now: TimeMs) -> Survey {
+        let mut survey = Survey::new(self.spec, self.pods.len());
+        for state in self.pods.values() {
+            let fresh = state.is_fresh(now);
+            survey.add(state, now, fresh, fresh && self.is_informed(state, now));
         }
+        survey
     }
 
     /// Whether a replica tells what the policy's metrics are made of. One that sleeps has nothing to tell.
@@ -398,26 +356,15 @@ impl Target {
             })
     }
 
-    fn replicas(&self) -> Replicas {
-        let mut replicas = Replicas {
-            spec: self.spec,
-            ..Replicas::default()
-        };
-        for state in self.pods.values() {
-            match state.view.phase {
-                Phase::Starting => replicas.starting += 1,
-                Phase::Ready => replicas.ready += 1,
-                Phase::Draining => replicas.draining += 1,
-                Phase::Failed => replicas.failed += 1,
-            }
-        }
-        replicas
-    }
-
     /// Share of the last `window_s` seconds that is known: of their (ready replica × second) those with a sample, and no
     /// more than the share of seconds of which anything is known at all.
     pub fn completeness(&self, now: TimeMs, window_s: f64) -> f64 {
         let since: Vec<TimeMs> = self.ready().filter_map(|state| state.view.ready_since).collect();
+        self.completeness_of(&since, now, window_s)
+    }
+
+    /// `since` says since when each ready replica serves.
+    fn completeness_of(&self, since: &[TimeMs], now: TimeMs, window_s: f64) -> f64 {
         let expected: f64 = since.iter().map(|since| now.since_s(*since).clamp(0.0, window_s)).sum();
         let newest = since.iter().max().copied().unwrap_or_default();
         let ready_at = |at: TimeMs| match at >= newest {
@@ -435,14 +382,14 @@ impl Target {
         lived.min(told)
     }
 
-    /// What is known at `now`, without deciding.
-    pub fn inputs(&self, now: TimeMs) -> Inputs {
+    /// What is known at `now`.
+    fn inputs(&self, now: TimeMs, survey: &Survey) -> Inputs {
         let kpa = &self.policy.kpa;
         let Known {
             expected,
             fresh,
             informed,
-        } = self.known(now);
+        } = survey.known;
         // Replicas that all keep silent hide the load; only a fleet of none is known by its front door alone.
         let known = fresh > 0 || (expected == 0 && self.gateway.is_some());
         let mut loads = self.loads.iter();
@@ -470,27 +417,16 @@ impl Target {
             now,
             bounds: self.bounds,
             control: self.control,
-            replicas: self.replicas(),
+            replicas: survey.replicas,
             data: DataState {
                 expected,
                 fresh: informed,
-                completeness: self.completeness(now, kpa.stable_window_s),
+                completeness: self.completeness_of(&survey.since, now, kpa.stable_window_s),
             },
             metrics,
             gateway_waiting: self.gateway,
-            busy: self.is_busy(),
+            busy: survey.busy || self.gateway.is_some_and(|waiting| waiting > 0.0),
         }
-    }
-
-    /// Whether a request is known to be anywhere. A replica that has gone silent is taken at its last word.
-    fn is_busy(&self) -> bool {
-        self.gateway.is_some_and(|waiting| waiting > 0.0)
-            || self.pods.values().any(|state| {
-                state
-                    .latest
-                    .as_ref()
-                    .is_some_and(|latest| latest.gauges.concurrency().is_some_and(|load| load > 0.0))
-            })
     }
 
     fn latency(&self, now: TimeMs, window_s: f64, signal: Signal, quantile: f64) -> Option<QuantileBounds> {
@@ -549,11 +485,12 @@ impl Target {
     ///
     /// The plan counts as made until the caller says with [`Target::refused`] that it was not.
     pub fn decide(&mut self, now: TimeMs) -> (Record, Option<Plan>) {
-        self.record_now(now);
+        let survey = self.survey(now);
+        self.record_now(now, &survey);
         for latency in &mut self.latencies {
             latency.advance(&self.histograms, now);
         }
-        let inputs = self.inputs(now);
+        let inputs = self.inputs(now, &survey);
         let mut memory = match self.memory.take() {
             Some(memory) => memory,
             None => Memory::start(&self.policy, inputs.replicas.ready, now),
