@@ -128,14 +128,11 @@ impl Decider {
                 .arg("--config")
                 .arg(self.options.directory.join(document_name(index)));
         }
-        command.args([
-            "--listen",
-            "127.0.0.1:0",
-            "--http-listen",
-            "127.0.0.1:0",
-            "--log",
-            &self.options.log,
-        ]);
+        // The same addresses after a restart: agents look for their decider where it was.
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let http = self.http.unwrap_or(any_port).to_string();
+        command.args(["--listen", &self.grpc.to_string(), "--http-listen", &http]);
+        command.args(["--log", &self.options.log]);
         if self.options.leave_engines {
             command.arg("--leave-engines");
         }

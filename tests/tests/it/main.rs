@@ -2,7 +2,12 @@
 //!
 //! They wait on conditions and not for times, and fail when a condition does not come.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "a test that cannot go on fails and says so")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails and says so"
+)]
 
 mod boots;
 mod demo;
