@@ -145,6 +145,7 @@ fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
             .init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
+    raise_file_limit();
     let options = service::Options {
         documents,
         state_dir: run.state_dir,
@@ -168,6 +169,16 @@ fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
         service::run(options, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Every agent and every request at a front door is an open file; the usual soft limit of 1024 is for programs of old.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 fn cleanup(state_dir: PathBuf) -> anyhow::Result<ExitCode> {

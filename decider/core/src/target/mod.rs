@@ -244,11 +244,10 @@ impl Target {
             spread(ring, sample, count, self.horizon_s);
         }
         for (signal, observations) in &sample.histograms {
-            if self.histograms.record(sample.end, *signal, observations) {
-                for latency in &mut self.latencies {
-                    latency.record(sample.end, *signal, observations);
-                }
+            for latency in &mut self.latencies {
+                latency.record(&self.histograms, sample.end, *signal, observations);
             }
+            self.histograms.record(sample.end, *signal, observations);
         }
         // A replica that a restarted backend has not looked at yet has served all the same.
         if let Some(gauges) = gauges.filter(|_| phase != Phase::Failed) {

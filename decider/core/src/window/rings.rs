@@ -148,13 +148,17 @@ impl SlidingHistogram {
         }
     }
 
-    /// To be told of everything that the ring has taken.
-    pub fn record(&mut self, at: TimeMs, signal: Signal, observations: &BoundedHistogram) {
+    /// To be told of everything before the ring takes it: what comes in is at hand then, and a later look needs no search
+    /// for it.
+    pub fn record(&mut self, ring: &HistogramRing, at: TimeMs, signal: Signal, observations: &BoundedHistogram) {
         let second = second_of(at);
-        let inside = self
-            .last
-            .is_some_and(|last| second <= last && second > last - self.window_s);
-        if inside && signal == self.signal {
+        if signal != self.signal {
+            return;
+        }
+        if self.last.is_some_and(|last| second > last) {
+            self.advance(ring, at);
+        }
+        if self.last.is_some_and(|last| second > last - self.window_s) {
             self.merged.merge(observations);
         }
     }

@@ -65,9 +65,8 @@ proptest! {
                 histogram.record(bucket as f64 * 10.0, Some(bucket as f64 * 10.0 + 10.0), count);
                 let signal = if bucket == 3 { Signal::Itl } else { Signal::Ttft };
                 let at = TimeMs((now - age) * 1000 + 7);
-                if ring.record(at, signal, &histogram) {
-                    sliding.record(at, signal, &histogram);
-                }
+                sliding.record(&ring, at, signal, &histogram);
+                ring.record(at, signal, &histogram);
             }
             sliding.advance(&ring, TimeMs(now * 1000));
             let fresh = ring.merged(TimeMs(now * 1000), window, Signal::Ttft);
