@@ -24,6 +24,7 @@ demo-vllm: build ## The same with real vLLM processes on the CPU (installs vLLM 
 
 .PHONY: test
 test: build ## Every test
+	@[ -d ../shared ] || echo 'skipped: no ../shared here: conformance vectors, captures of real engines and traces are not tested'
 	$(CARGO) test --workspace --no-fail-fast
 
 .PHONY: lint
