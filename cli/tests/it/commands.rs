@@ -333,12 +333,12 @@ fn watch_prints_lines_where_there_is_no_terminal() {
     assert!(ask("watch nowhere").failed(1).contains("known: chat"));
 }
 
-/// `script` gives it a terminal.
+/// `script` gives it a terminal. `exec`, because a shell between them may report the interrupt as its own exit code.
 #[test]
 fn watch_draws_on_a_terminal_and_leaves_it_as_it_was() {
     let server = Server::start(&["chat"]);
     let command = format!(
-        "{} watch live --server {}",
+        "exec {} watch live --server {}",
         env!("CARGO_BIN_EXE_inferctl"),
         server.address
     );
