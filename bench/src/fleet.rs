@@ -22,6 +22,41 @@ pub(crate) const NAME: &str = "bench";
 /// How the processes are called in /proc.
 pub(crate) const ENGINE: &str = "infersim";
 
+/// Policy, binding and fleet of stand-in engines; see [`Fleet::new`] for what is in braces.
+pub(crate) fn documents(policy: &str, max_replicas: u32, initial_replicas: usize, engine_arguments: &str) -> String {
+    format!(
+        r#"
+apiVersion: autoscaling.matrixinfer.ai/v1alpha1
+kind: AutoscalingPolicy
+metadata: {{name: bench}}
+spec:
+{policy}
+---
+apiVersion: autoscaling.matrixinfer.ai/v1alpha1
+kind: AutoscalingPolicyBinding
+metadata: {{name: bench}}
+spec:
+  policyRef: {{name: bench}}
+  scaling:
+    targetRef: {{kind: LocalFleet, name: bench}}
+    minReplicas: 1
+    maxReplicas: {max_replicas}
+---
+apiVersion: autoscaling.matrixinfer.ai/v1alpha1
+kind: LocalFleet
+metadata: {{name: bench}}
+spec:
+  model: bench
+  initialReplicas: {initial_replicas}
+  engine:
+    command: ["{{engine}}", engine, --port, "{{port}}", --profile, h100-llama-8b{engine_arguments}]
+    ports: {{ports}}
+  startupProbe: {{path: /health, intervalMilliseconds: 100, timeoutSeconds: 60}}
+  drain: {{timeoutSeconds: 5, terminationGraceSeconds: 2}}
+"#
+    )
+}
+
 /// A decider and its documents.
 pub(crate) struct Fleet {
     program: PathBuf,

@@ -18,40 +18,12 @@ use crate::{
 
 /// The panic window is as long as with the defaults (6 s of 60 s), so that a jump has to fill as much of it; the stable
 /// one is as short, so that the next jump need not wait a minute. Scaling down is a person's word here.
-const DOCUMENTS: &str = r#"
-apiVersion: autoscaling.matrixinfer.ai/v1alpha1
-kind: AutoscalingPolicy
-metadata: {name: bench}
-spec:
-  metrics:
+const POLICY: &str = "  metrics:
     - {type: concurrency, target: 8}
   stableWindowSeconds: 6
   panic: {windowPercent: 100, thresholdPercent: 200}
   behavior:
-    scaleDown: {stabilizationWindowSeconds: 0}
----
-apiVersion: autoscaling.matrixinfer.ai/v1alpha1
-kind: AutoscalingPolicyBinding
-metadata: {name: bench}
-spec:
-  policyRef: {name: bench}
-  scaling:
-    targetRef: {kind: LocalFleet, name: bench}
-    minReplicas: 1
-    maxReplicas: 4
----
-apiVersion: autoscaling.matrixinfer.ai/v1alpha1
-kind: LocalFleet
-metadata: {name: bench}
-spec:
-  model: bench
-  initialReplicas: 1
-  engine:
-    command: ["{engine}", engine, --port, "{port}", --profile, h100-llama-8b, --max-num-seqs, "8"]
-    ports: {ports}
-  startupProbe: {path: /health, intervalMilliseconds: 100, timeoutSeconds: 60}
-  drain: {timeoutSeconds: 5, terminationGraceSeconds: 2}
-"#;
+    scaleDown: {stabilizationWindowSeconds: 0}";
 
 /// Requests that appear in the queue at once: eight times what one replica should bear, on top of a full batch.
 const WAITING: u32 = 64;
@@ -74,7 +46,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
         .enable_all()
         .build()?;
     let measured = runtime.block_on(async {
-        let mut fleet = Fleet::new(setting, DOCUMENTS)?;
+        let mut fleet = Fleet::new(setting, &fleet::documents(POLICY, 4, 1, r#", --max-num-seqs, "8""#))?;
         fleet.start()?;
         let mut client = fleet.client().await?;
         let mut measured = Vec::new();

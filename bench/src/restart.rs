@@ -33,37 +33,9 @@ const REPLICAS: usize = 4;
 /// Requests in flight on each engine: what the policy wants there, so that the fleet stands still.
 const IN_FLIGHT: usize = 8;
 
-const DOCUMENTS: &str = r#"
-apiVersion: autoscaling.matrixinfer.ai/v1alpha1
-kind: AutoscalingPolicy
-metadata: {name: bench}
-spec:
-  metrics:
+const POLICY: &str = "  metrics:
     - {type: concurrency, target: 8}
-    - {type: ttft, target: 2000, quantile: 0.95}
----
-apiVersion: autoscaling.matrixinfer.ai/v1alpha1
-kind: AutoscalingPolicyBinding
-metadata: {name: bench}
-spec:
-  policyRef: {name: bench}
-  scaling:
-    targetRef: {kind: LocalFleet, name: bench}
-    minReplicas: 1
-    maxReplicas: 8
----
-apiVersion: autoscaling.matrixinfer.ai/v1alpha1
-kind: LocalFleet
-metadata: {name: bench}
-spec:
-  model: bench
-  initialReplicas: 4
-  engine:
-    command: ["{engine}", engine, --port, "{port}", --profile, h100-llama-8b]
-    ports: {ports}
-  startupProbe: {path: /health, intervalMilliseconds: 100, timeoutSeconds: 60}
-  drain: {timeoutSeconds: 5, terminationGraceSeconds: 2}
-"#;
+    - {type: ttft, target: 2000, quantile: 0.95}";
 
 type Counts = BTreeMap<&'static str, u64>;
 
@@ -192,7 +164,7 @@ async fn one_request(engine: SocketAddr) -> anyhow::Result<()> {
 }
 
 async fn measure(setting: &Setting, repetitions: usize) -> anyhow::Result<(Vec<Restart>, Counts)> {
-    let mut fleet = Fleet::new(setting, DOCUMENTS)?;
+    let mut fleet = Fleet::new(setting, &fleet::documents(POLICY, 8, REPLICAS, ""))?;
     fleet.start()?;
     let mut client = fleet.client().await?;
     let ready = until(

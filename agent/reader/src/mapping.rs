@@ -66,9 +66,9 @@ struct File {
     model_label: String,
     engine_label: Option<String>,
     #[serde(default)]
-    gauges: Vec<GaugeEntry>,
+    gauges: Vec<NumberEntry<Gauge>>,
     #[serde(default)]
-    counters: Vec<CounterEntry>,
+    counters: Vec<NumberEntry<Counter>>,
     #[serde(default)]
     histograms: Vec<HistogramEntry>,
 }
@@ -85,22 +85,12 @@ fn default_model_label() -> String {
     "model_name".to_owned()
 }
 
+/// A gauge or a counter.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct GaugeEntry {
+struct NumberEntry<S> {
     family: Spanned<String>,
-    signal: Gauge,
-    #[serde(default)]
-    labels: BTreeMap<String, OneOrMore>,
-    scale: Option<Spanned<f64>>,
-    aggregate: Option<Aggregate>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CounterEntry {
-    family: Spanned<String>,
-    signal: Counter,
+    signal: S,
     #[serde(default)]
     labels: BTreeMap<String, OneOrMore>,
     scale: Option<Spanned<f64>>,
