@@ -7,3 +7,4 @@ mod review;
 mod rules;
 mod scenario;
 mod windows;
+mod world;

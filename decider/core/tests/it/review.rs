@@ -6,183 +6,22 @@ use infer_core::{
     TimeMs,
     behavior::Recommendation,
     check::{Violation, check},
-    decision::{Control, DataState, Inputs, Measured, Memory, Mode, Plan, Record, Replicas, Rule},
+    decision::{DataState, Inputs, Measured, Memory, Mode, Plan, Replicas, Rule},
     evaluate::evaluate,
     histogram::{BoundedHistogram, QuantileBounds},
-    policy::{Bounds, KpaPolicy, Metric, MetricTarget, Policy, RateKind, RatePolicy, ScalingRules},
+    policy::{Bounds, Metric, RateKind, RatePolicy, ScalingRules},
     sample::{Counters, Gauges, Sample},
     signal::Signal,
-    target::{Boot, Claim, FleetView, Observed, Phase, PodView, Target},
+    target::{Boot, Claim, Observed, Phase, PodView, Target},
     window::{CounterRing, MaxTimeWindow},
 };
 
-const START: TimeMs = TimeMs(1_700_000_000_000);
+use super::world::{START, World, gauges, inputs, load, policy};
+
 const TTFT: Metric = Metric::Latency {
     signal: Signal::Ttft,
     quantile: 0.95,
 };
-
-/// No stabilisation and no rates: every slip of the windows shows at once.
-fn policy(metrics: &[(Metric, f64)]) -> Policy {
-    let rules = ScalingRules {
-        stabilization_window_s: 0.0,
-        policies: vec![],
-        ..ScalingRules::default_up()
-    };
-    Policy {
-        metrics: metrics
-            .iter()
-            .map(|(metric, target)| MetricTarget {
-                metric: *metric,
-                target: *target,
-            })
-            .collect(),
-        tolerance: 0.0,
-        kpa: KpaPolicy {
-            max_scale_down_rate: 1000.0,
-            ..KpaPolicy::default()
-        },
-        scale_up: rules.clone(),
-        scale_down: rules,
-        scale_to_zero_grace_s: 30.0,
-    }
-}
-
-fn gauges(running: f64) -> Gauges {
-    Gauges {
-        running: Some(running),
-        waiting: Some(0.0),
-        kv_usage: None,
-        asleep: false,
-    }
-}
-
-/// A target and its replicas, which do not follow what is decided.
-struct World {
-    now: TimeMs,
-    target: Target,
-    pods: Vec<PodView>,
-    sequence: u64,
-    gateway: Option<f64>,
-}
-
-impl World {
-    fn new(policy: Policy, replicas: usize) -> World {
-        let bounds = Bounds { min: 0, max: 50 };
-        let pods = (0..replicas).map(|index| PodView {
-            name: format!("t-{index}"),
-            uid: format!("u-{index}"),
-            phase: Phase::Ready,
-            ready_since: Some(START),
-        });
-        World {
-            now: START,
-            target: Target::new("t", Arc::new(policy), bounds, None, START),
-            pods: pods.collect(),
-            sequence: 0,
-            gateway: None,
-        }
-    }
-
-    fn look(&mut self) {
-        let spec = self.pods.iter().filter(|pod| pod.phase != Phase::Draining).count() as u32;
-        self.target.observe_fleet(FleetView {
-            spec,
-            pods: self.pods.clone(),
-        });
-        self.target.observe_gateway(self.gateway);
-    }
-
-    fn tell(&mut self, pod: usize, sample: Sample) {
-        self.sequence += 1;
-        let PodView { name, uid, .. } = self.pods[pod].clone();
-        self.target.claim(
-            &name,
-            &uid,
-            Boot {
-                id: uid.clone(),
-                started_unix_ms: 0,
-            },
-            self.now,
-        );
-        self.target.observe(
-            &name,
-            &uid,
-            &Sample {
-                sequence: self.sequence,
-                end: self.now,
-                ..sample
-            },
-            self.now,
-        );
-    }
-
-    fn decide(&mut self) -> Record {
-        let (record, _) = self.target.decide(self.now);
-        assert!(record.recomputes());
-        record
-    }
-
-    /// One second, of which each replica tells what `sample` makes of its index; `None` is silence.
-    fn second(&mut self, sample: impl Fn(usize) -> Option<Sample>) -> Record {
-        self.now = self.now.plus_s(1.0);
-        self.look();
-        for pod in 0..self.pods.len() {
-            if let Some(sample) = sample(pod) {
-                self.tell(
-                    pod,
-                    Sample {
-                        interval_ms: 1000,
-                        ..sample
-                    },
-                );
-            }
-        }
-        self.decide()
-    }
-
-    fn seconds(&mut self, count: usize, gauges: impl Fn(usize) -> Gauges) -> Record {
-        let tell = |pod| {
-            Some(Sample {
-                gauges: Some(gauges(pod)),
-                ..Sample::default()
-            })
-        };
-        (0..count).map(|_| self.second(tell)).last().unwrap()
-    }
-}
-
-fn inputs(policy: &Policy, spec: u32, metrics: Vec<Measured>) -> (Memory, Inputs) {
-    let mut memory = Memory::start(policy, spec, START.plus_s(-1000.0));
-    memory.kpa.panic_since = None;
-    memory.kpa.max_panic_replicas = 0;
-    let inputs = Inputs {
-        now: START,
-        bounds: Bounds { min: 0, max: 50 },
-        control: Control::Auto,
-        replicas: Replicas {
-            spec,
-            ready: spec,
-            ..Replicas::default()
-        },
-        data: DataState {
-            expected: spec,
-            fresh: spec,
-            completeness: 1.0,
-        },
-        metrics,
-        gateway_waiting: None,
-        busy: true,
-    };
-    (memory, inputs)
-}
-
-fn load(load: f64) -> Measured {
-    Measured::Load {
-        stable: load,
-        panic: load,
-    }
-}
 
 #[test]
 fn a_metric_that_says_nothing_vetoes_shrinking_and_not_growing() {

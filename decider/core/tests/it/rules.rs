@@ -15,6 +15,8 @@ use infer_core::{
 };
 use proptest::prelude::*;
 
+use super::world::calm;
+
 const NOW: TimeMs = TimeMs(1_700_000_000_000);
 
 fn rules() -> impl Strategy<Value = ScalingRules> {
@@ -224,22 +226,9 @@ proptest! {
 #[test]
 fn the_checker_refuses_each_kind_of_bad_plan() {
     let inputs = Inputs {
-        now: NOW,
-        bounds: Bounds { min: 1, max: 8 },
-        control: Control::Auto,
-        replicas: Replicas {
-            spec: 4,
-            ready: 4,
-            ..Replicas::default()
-        },
-        data: DataState {
-            expected: 4,
-            fresh: 4,
-            completeness: 1.0,
-        },
-        metrics: vec![],
         gateway_waiting: Some(0.0),
         busy: false,
+        ..calm(NOW, 4, 8)
     };
     let plan = |to, mode| Plan {
         target: "t".to_owned(),
@@ -354,25 +343,11 @@ fn an_objective_on_a_bucket_edge_is_decidable() {
         histogram.record(low_ms, Some(high_ms), 100);
         let latency = histogram.quantile(0.95);
         let inputs = Inputs {
-            now: NOW,
-            bounds: Bounds { min: 1, max: 50 },
-            control: Control::Auto,
-            replicas: Replicas {
-                spec: 4,
-                ready: 4,
-                ..Replicas::default()
-            },
-            data: DataState {
-                expected: 4,
-                fresh: 4,
-                completeness: 1.0,
-            },
             metrics: vec![Measured::Latency {
                 stable: latency,
                 panic: latency,
             }],
-            gateway_waiting: None,
-            busy: true,
+            ..calm(NOW, 4, 50)
         };
         let mut memory = Memory::start(&policy, 0, NOW.plus_s(-600.0));
         memory.last_busy = NOW;
