@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use crate::metadata::NAME_PATTERN;
+use crate::pattern;
 use crate::tree::{Entry, Node, Place, Value};
 
 /// A mistake that does not yet know its file.
@@ -17,10 +17,17 @@ pub(crate) struct Finding {
 /// Checks `node` against `schema` and adds what is wrong to `findings`. Returns the value as JSON, without unknown
 /// fields and empty ones, when it can be read in spite of its mistakes.
 pub(crate) fn check(schema: &Json, node: &Node, findings: &mut Vec<Finding>) -> Option<Json> {
-    Checker { root: schema, findings }.value(schema, node, node.place, "")
+    check_at("", schema, node, findings)
+}
+
+/// Like [`check`], for a value that stands at the path `at` of its document.
+pub(crate) fn check_at(at: &str, schema: &Json, node: &Node, findings: &mut Vec<Finding>) -> Option<Json> {
+    let root = schema;
+    Checker { at, root, findings }.value(schema, node, node.place, at)
 }
 
 struct Checker<'a> {
+    at: &'a str,
     root: &'a Json,
     findings: &'a mut Vec<Finding>,
 }
@@ -98,6 +105,11 @@ impl Checker<'_> {
                 None => complete = false,
             }
         }
+        let most = schema["maxProperties"].as_u64();
+        if let Some(most) = most.filter(|most| entries.len() as u64 > *most) {
+            let problem = format!("has {} entries", entries.len());
+            self.report(place, field, problem, Some(format!("allowed: at most {most}")));
+        }
         for name in schema["required"]
             .as_array()
             .into_iter()
@@ -128,7 +140,7 @@ impl Checker<'_> {
             .map(|(name, _)| name.as_str())
             .collect();
         let mut elsewhere = Vec::new();
-        homes(self.root, &entry.key, "", &mut elsewhere);
+        homes(self.root, &entry.key, self.at, &mut elsewhere);
         let allowed = match nearest(&entry.key, known.iter().copied()) {
             Some(name) => format!("did you mean {name}? Allowed: {}", known.join(", ")),
             None if !elsewhere.is_empty() => format!("it belongs in {}", elsewhere.join(" or ")),
@@ -201,15 +213,16 @@ impl Checker<'_> {
         } else if let Some(most) = schema["maxLength"].as_u64().filter(|most| length > *most) {
             let allowed = format!("allowed: at most {most}");
             self.report(node.place, field, format!("has {length} characters"), Some(allowed));
-        } else if let Some(rule) = schema["pattern"]
+        } else if let Some(pattern) = schema["pattern"]
             .as_str()
-            .and_then(|pattern| broken_rule(pattern, text))
+            .and_then(pattern::of)
+            .filter(|pattern| !(pattern.fits)(text))
         {
             self.report(
                 node.place,
                 field,
                 format!("{text:?} is not allowed"),
-                Some(format!("allowed: {rule}")),
+                Some(format!("allowed: {}", pattern.words)),
             );
         }
         Some(Json::String(text.clone()))
@@ -294,26 +307,10 @@ fn numeral_hint(text: &str) -> Option<String> {
     })
 }
 
-/// The rule of a pattern that `text` breaks. Patterns are for others who read the schema; there are two.
-fn broken_rule(pattern: &str, text: &str) -> Option<&'static str> {
-    match pattern {
-        NAME_PATTERN if !is_name(text) => {
-            Some("lower-case letters, digits and '-', beginning and ending with a letter or a digit")
-        }
-        "^/" if !text.starts_with('/') => Some("a path that begins with '/'"),
-        _ => None,
-    }
-}
-
-fn is_name(text: &str) -> bool {
-    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    text.chars().all(is_inner) && !text.starts_with('-') && !text.ends_with('-')
-}
-
 /// Paths of the mappings in which a field called `name` is known.
 fn homes(schema: &Json, name: &str, path: &str, found: &mut Vec<String>) {
     if let Some(properties) = schema["properties"].as_object() {
-        if properties.contains_key(name) && !path.is_empty() {
+        if properties.contains_key(name) && !path.is_empty() && !found.iter().any(|home| home == path) {
             found.push(path.to_owned());
         }
         for (key, property) in properties {
@@ -375,7 +372,7 @@ mod tests {
         meant("", &["port"], None);
     }
 
-    /// `broken_rule` passes over patterns it does not know; none may slip into the schemas.
+    /// Patterns that are not known are passed over; none may slip into the schemas.
     #[test]
     fn every_pattern_of_the_schemas_is_checked() {
         fn patterns(schema: &Json, found: &mut Vec<String>) {
@@ -394,7 +391,7 @@ mod tests {
         }
         assert!(!found.is_empty());
         for pattern in found {
-            assert!(broken_rule(&pattern, "-").is_some(), "{pattern} is not checked");
+            assert!(pattern::of(&pattern).is_some(), "{pattern} is not checked");
         }
     }
 }

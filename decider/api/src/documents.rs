@@ -3,9 +3,11 @@
 use infer_core::policy::{Bounds, Policy};
 use serde::de::DeserializeOwned;
 
-use crate::binding::{AutoscalingPolicyBinding, BindingMode};
+use crate::binding::{AutoscalingPolicyBinding, BindingMode, Bound};
 use crate::check::{self, Finding};
+use crate::consistency::LOCAL_KIND;
 use crate::fleet::LocalFleet;
+use crate::metadata::Metadata;
 use crate::mistake::{Errors, Mistake};
 use crate::policy::{AutoscalingPolicy, PolicySpec};
 use crate::tree::{self, Node};
@@ -29,6 +31,41 @@ pub enum Purpose {
     LocalFleets,
     /// For the policies alone: targets are of any kind and need not be among the documents.
     Policies,
+    /// To apply them to a cluster: policies need not be among the documents, and what the custom resource definitions
+    /// would refuse is refused.
+    Cluster,
+}
+
+impl Purpose {
+    /// What files that say nothing else are for: a cluster, when there are bindings and nothing in the files is a
+    /// LocalFleet or looks as if it were meant to be one.
+    pub fn guess<'a>(sources: impl IntoIterator<Item = (&'a str, &'a str)>) -> Purpose {
+        let (mut has_binding, mut has_fleet) = (false, false);
+        for root in sources.into_iter().flat_map(|(_, text)| tree::parse(text)).flatten() {
+            let kind = root.text("kind").unwrap_or_default();
+            has_binding |= kind == "AutoscalingPolicyBinding";
+            has_fleet |= mentions_fleet(&root);
+        }
+        if has_binding && !has_fleet {
+            Purpose::Cluster
+        } else {
+            Purpose::LocalFleets
+        }
+    }
+}
+
+/// True when a `kind` anywhere in the tree is a LocalFleet, or nearly.
+fn mentions_fleet(node: &Node) -> bool {
+    match &node.value {
+        tree::Value::Map(entries) => entries.iter().any(|entry| match &entry.node.value {
+            tree::Value::Text(kind) if entry.key == "kind" => {
+                check::nearest(kind, std::iter::once(LOCAL_KIND)).is_some()
+            }
+            _ => mentions_fleet(&entry.node),
+        }),
+        tree::Value::List(items) => items.iter().any(mentions_fleet),
+        _ => false,
+    }
 }
 
 /// A target on this machine, with everything that decides about it.
@@ -43,7 +80,7 @@ pub struct ResolvedTarget<'a> {
 /// A target as its binding sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BoundTarget<'a> {
-    /// Name of the target.
+    /// Name of the target: of the object for `scaling`, of the binding for `optimize`, of the role for `roles`.
     pub name: &'a str,
     /// Its one binding.
     pub binding: &'a AutoscalingPolicyBinding,
@@ -87,35 +124,34 @@ impl Documents {
 
     /// Every target that has a binding, of whatever kind, in the order of the bindings.
     pub fn bound_targets(&self) -> Vec<BoundTarget<'_>> {
-        self.bindings
-            .iter()
-            .filter_map(|binding| self.resolve(binding))
-            .collect()
+        self.bindings.iter().flat_map(|binding| self.resolve(binding)).collect()
     }
 
-    /// `None` only for documents that [`parse_sources_for`] has not seen.
-    fn resolve<'a>(&'a self, binding: &'a AutoscalingPolicyBinding) -> Option<BoundTarget<'a>> {
-        let scaling = &binding.spec.scaling;
-        let (policy_name, spec) = match (&binding.spec.policy, &binding.spec.policy_ref) {
-            (Some(spec), _) => (binding.metadata.name.as_str(), spec),
-            (None, Some(reference)) => {
-                let policy = self
-                    .policies
-                    .iter()
-                    .find(|policy| policy.metadata.name == reference.name)?;
-                (policy.metadata.name.as_str(), &policy.spec)
-            }
-            (None, None) => return None,
+    /// Policies are missing only from documents that [`parse_sources_for`] has not seen, or has read for a cluster; what
+    /// lacks one is left out.
+    fn resolve<'a>(&'a self, binding: &'a AutoscalingPolicyBinding) -> Vec<BoundTarget<'a>> {
+        let resolve = |bound: Bound<'a>| {
+            let (policy_name, spec) = match (bound.policy, bound.policy_ref) {
+                (Some(spec), _) => (binding.metadata.name.as_str(), spec),
+                (None, Some(name)) => {
+                    let is_meant =
+                        |metadata: &Metadata| metadata.name == name && metadata.namespace == binding.metadata.namespace;
+                    let policy = self.policies.iter().find(|policy| is_meant(&policy.metadata))?;
+                    (policy.metadata.name.as_str(), &policy.spec)
+                }
+                (None, None) => return None,
+            };
+            Some(BoundTarget {
+                name: bound.name.unwrap_or(&binding.metadata.name),
+                binding,
+                policy_name,
+                spec,
+                policy: spec.to_core(),
+                bounds: bound.bounds,
+                mode: binding.spec.mode,
+            })
         };
-        Some(BoundTarget {
-            name: &scaling.target_ref.name,
-            binding,
-            policy_name,
-            spec,
-            policy: spec.to_core(),
-            bounds: scaling.bounds(),
-            mode: binding.spec.mode,
-        })
+        binding.spec.bounds().into_iter().filter_map(resolve).collect()
     }
 }
 
@@ -205,6 +241,7 @@ pub(crate) struct Origin {
     pub(crate) file: usize,
     pub(crate) kind: &'static str,
     pub(crate) name: Option<String>,
+    pub(crate) namespace: Option<String>,
     pub(crate) root: Node,
 }
 
@@ -273,11 +310,17 @@ impl Loaded {
         };
         let Some(kind) = self.kind(&root, file) else { return };
         let Some(schema) = schema::of(kind) else { return };
-        let name = root
-            .get("metadata")
-            .and_then(|metadata| metadata.node.text("name"))
-            .map(str::to_owned);
-        let origin = Origin { file, kind, name, root };
+        let metadata = |key: &str| {
+            let text = root.get("metadata").and_then(|metadata| metadata.node.text(key));
+            text.map(str::to_owned)
+        };
+        let origin = Origin {
+            file,
+            kind,
+            name: metadata("name"),
+            namespace: metadata("namespace"),
+            root,
+        };
         let mut findings = Vec::new();
         let json = check::check(schema, &origin.root, &mut findings);
         let document = origin.title();

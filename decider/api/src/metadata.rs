@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::pattern;
+
 /// Group and version of a document; there is one so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ApiVersion {
@@ -14,17 +16,19 @@ pub enum ApiVersion {
     V1alpha1,
 }
 
-/// Rule for names, as in Kubernetes.
-pub(crate) const NAME_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
-
 /// Name and notes of a document.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Name of the document, unique among documents of its kind: 1 to 63 lower-case letters, digits and '-', beginning
     /// and ending with a letter or a digit.
-    #[schemars(length(min = 1, max = 63), extend("pattern" = NAME_PATTERN))]
+    #[schemars(length(min = 1, max = 63), extend("pattern" = pattern::NAME))]
     pub name: String,
+    /// Namespace of the document in a cluster. A binding finds policies and targets in its own namespace. On one machine
+    /// it has no meaning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), extend("pattern" = pattern::NAME))]
+    pub namespace: Option<String>,
     /// Free key-value pairs for the operator's own use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::metadata::{ApiVersion, Metadata};
+use crate::slo::Slo;
 
 /// How a target is to be scaled; takes effect where an AutoscalingPolicyBinding refers to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -83,6 +84,10 @@ pub struct PolicySpec {
     /// Rate limits and stabilisation, per direction.
     #[serde(default)]
     pub behavior: Behavior,
+    /// What users are promised. Reserved: accepted and shown, not acted on. What holds a promise today is a latency
+    /// among `metrics`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<Slo>,
 }
 
 fn default_tolerance_percent() -> f64 {
@@ -168,6 +173,24 @@ impl MetricType {
             | MetricType::PromptTokensPerSecond
             | MetricType::GenerationTokensPerSecond
             | MetricType::RequestsPerSecond => None,
+        }
+    }
+
+    /// The name in documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            MetricType::Waiting => "waiting",
+            MetricType::Running => "running",
+            MetricType::Concurrency => "concurrency",
+            MetricType::KvUsage => "kvUsage",
+            MetricType::PromptTokensPerSecond => "promptTokensPerSecond",
+            MetricType::GenerationTokensPerSecond => "generationTokensPerSecond",
+            MetricType::RequestsPerSecond => "requestsPerSecond",
+            MetricType::Ttft => "ttft",
+            MetricType::Itl => "itl",
+            MetricType::Tpot => "tpot",
+            MetricType::E2e => "e2e",
+            MetricType::QueueTime => "queueTime",
         }
     }
 
@@ -348,7 +371,21 @@ impl PolicySpec {
             activation_scale: default_activation_scale(),
             scale_to_zero_grace_seconds: default_scale_to_zero_grace_seconds(),
             behavior: Behavior::default(),
+            slo: None,
         }
+    }
+
+    /// The metrics in a few words for a table: `concurrency 24, ttft p95 1000 ms`.
+    pub fn summary(&self) -> String {
+        let metrics = self.metrics.iter().map(|metric| {
+            let (name, target) = (metric.metric.name(), metric.target);
+            match metric.quantile {
+                // Rounded, because 0.29 is not a multiple of 0.01 for a computer.
+                Some(quantile) => format!("{name} p{} {target} ms", (quantile * 1e5).round() / 1e3),
+                None => format!("{name} {target}"),
+            }
+        });
+        metrics.collect::<Vec<_>>().join(", ")
     }
 
     /// The policy in the core's terms. Total: what makes no sense was refused when the document was read.

@@ -30,7 +30,8 @@ pub(crate) fn of(kind: &str) -> Option<&'static Value> {
         .map(|(_, schema)| schema)
 }
 
-fn generate<T: JsonSchema>() -> Value {
+/// JSON schema of a type, in plain form.
+pub(crate) fn generate<T: JsonSchema>() -> Value {
     // Kubernetes knows neither references nor alternatives in the schemas of custom resources.
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();

@@ -50,6 +50,31 @@ pub(crate) struct SyntaxError {
 }
 
 impl Node {
+    /// The tree of a value that never was text; its place says nothing.
+    pub(crate) fn from_json(json: &serde_json::Value) -> Node {
+        use serde_json::Value as Json;
+        let place = Place { line: 0, column: 0 };
+        let value = match json {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) => match number.as_i64() {
+                Some(integer) => Value::Integer(integer),
+                None => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => Value::Text(text.clone()),
+            Json::Array(items) => Value::List(items.iter().map(Node::from_json).collect()),
+            Json::Object(object) => {
+                let entry = |(key, value): (&String, &Json)| Entry {
+                    key: key.clone(),
+                    place,
+                    node: Node::from_json(value),
+                };
+                Value::Map(object.iter().map(entry).collect())
+            }
+        };
+        Node { place, value }
+    }
+
     /// The value of a key of a mapping.
     pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         match &self.value {

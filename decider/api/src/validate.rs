@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use crate::API_VERSION;
-use crate::binding::AutoscalingPolicyBinding;
+use crate::binding::{AutoscalingPolicyBinding, BindingDrain, ForeignChanges, Scaling};
 use crate::check::nearest;
+use crate::consistency::{self, FieldMistake, LOCAL_KIND};
 use crate::documents::{Found, Loaded, Origin, Purpose};
 use crate::fleet::LocalFleet;
 use crate::placeholder::{PLACEHOLDERS, placeholders_in};
-use crate::policy::{MetricType, PolicySpec};
+use crate::policy::PolicySpec;
 
 /// Checks every document of `loaded` and reports there what is wrong.
 pub(crate) fn validate(loaded: &mut Loaded, purpose: Purpose) {
@@ -25,9 +26,14 @@ pub(crate) fn validate(loaded: &mut Loaded, purpose: Purpose) {
     }
     let bindings = loaded.bindings.clone();
     for (index, binding) in bindings.iter().enumerate() {
-        check_binding(loaded, binding);
-        if purpose == Purpose::LocalFleets {
-            check_local(loaded, binding);
+        check_binding(loaded, binding, purpose);
+        match purpose {
+            Purpose::LocalFleets => check_local(loaded, binding),
+            Purpose::Cluster => {
+                let mistakes = consistency::of_binding_in_cluster(&binding.value.spec);
+                report_all(loaded, &binding.origin, mistakes);
+            }
+            Purpose::Policies => {}
         }
         check_owner(loaded, binding, &bindings[..index]);
     }
@@ -36,7 +42,8 @@ pub(crate) fn validate(loaded: &mut Loaded, purpose: Purpose) {
 fn duplicates(loaded: &mut Loaded) {
     for (index, origin) in loaded.origins.clone().iter().enumerate() {
         let Some(name) = &origin.name else { continue };
-        let same = |other: &&Origin| other.kind == origin.kind && other.name == origin.name;
+        let key = |other: &Origin| (other.kind, other.name.clone(), other.namespace.clone());
+        let same = |other: &&Origin| key(other) == key(origin);
         if let Some(first) = loaded.origins[..index].iter().find(same) {
             let line = first.root.locate("metadata.name").line;
             let place = if first.file == origin.file {
@@ -54,39 +61,13 @@ fn duplicates(loaded: &mut Loaded) {
 }
 
 fn check_policy(loaded: &mut Loaded, origin: &Origin, at: &str, policy: &PolicySpec) {
-    for (index, metric) in policy.metrics.iter().enumerate() {
-        let at = format!("{at}.metrics[{index}]");
-        match (metric.metric.signal(), metric.quantile) {
-            (Some(_), None) => {
-                let problem = "is required for a latency and missing".to_owned();
-                let allowed = "for example 0.95; more than 0, less than 1".to_owned();
-                loaded.report(origin, &format!("{at}.quantile"), problem, allowed);
-            }
-            (None, Some(_)) => {
-                let problem = format!("has no meaning for {}, which is not a latency", name_of(metric.metric));
-                loaded.report(origin, &format!("{at}.quantile"), problem, "leave it out".to_owned());
-            }
-            _ => {}
-        }
-        if metric.metric == MetricType::KvUsage && metric.target > 1.0 {
-            let problem = format!("{} is more than a whole KV cache", metric.target);
-            let allowed = "allowed: a share, more than 0, at most 1 (80 % is 0.8)".to_owned();
-            loaded.report(origin, &format!("{at}.target"), problem, allowed);
-        }
-        let same = |other: &crate::MetricSpec| other.metric == metric.metric && other.quantile == metric.quantile;
-        if let Some(first) = policy.metrics[..index].iter().position(same) {
-            let problem = format!("{} is already in metrics[{first}]", name_of(metric.metric));
-            loaded.report(origin, &format!("{at}.type"), problem, "keep one of them".to_owned());
-        }
-    }
+    report_all(loaded, origin, consistency::of_policy(at, policy));
 }
 
-/// The name a metric has in documents.
-fn name_of(metric: MetricType) -> String {
-    serde_json::to_value(metric)
-        .ok()
-        .and_then(|name| name.as_str().map(str::to_owned))
-        .unwrap_or_default()
+fn report_all(loaded: &mut Loaded, origin: &Origin, mistakes: impl IntoIterator<Item = FieldMistake>) {
+    for mistake in mistakes {
+        loaded.report(origin, &mistake.field, mistake.problem, mistake.allowed);
+    }
 }
 
 fn check_fleet(loaded: &mut Loaded, fleet: &Found<LocalFleet>) {
@@ -232,81 +213,65 @@ fn check_apart(loaded: &mut Loaded, fleet: &Found<LocalFleet>, other: &Found<Loc
     }
 }
 
-fn check_binding(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>) {
+fn check_binding(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>, purpose: Purpose) {
     let (origin, spec) = (&binding.origin, &binding.value.spec);
-    let scaling = &spec.scaling;
-    if scaling.min_replicas > scaling.max_replicas {
-        let problem = format!(
-            "{} is more than maxReplicas, {}",
-            scaling.min_replicas, scaling.max_replicas
-        );
-        let allowed = format!("allowed: 0 to {}", scaling.max_replicas);
-        loaded.report(origin, "spec.scaling.minReplicas", problem, allowed);
-    }
-    match (&spec.policy_ref, &spec.policy) {
-        (Some(_), Some(_)) => {
-            let problem = "stands beside policyRef".to_owned();
-            loaded.report(
-                origin,
-                "spec.policy",
-                problem,
-                "allowed: exactly one of policyRef and policy".to_owned(),
-            );
-        }
-        (None, None) => {
-            let problem = "has neither policyRef nor policy".to_owned();
-            loaded.report(
-                origin,
-                "spec",
-                problem,
-                "allowed: exactly one of policyRef and policy".to_owned(),
-            );
-        }
-        (None, Some(policy)) => {
-            check_policy(loaded, origin, "spec.policy", policy);
-            check_activation(
-                loaded,
-                origin,
-                "spec.policy.activationScale",
-                "",
-                policy,
-                scaling.max_replicas,
-            );
-        }
-        (Some(reference), None) => {
-            let policies = loaded.policies.iter();
-            let policy = policies
-                .map(|policy| &policy.value)
-                .find(|policy| policy.metadata.name == reference.name);
-            if let Some(policy) = policy.cloned() {
-                let whose = format!(" of AutoscalingPolicy {}", reference.name);
-                check_activation(
-                    loaded,
-                    origin,
-                    "spec.policyRef.name",
-                    &whose,
-                    &policy.spec,
-                    scaling.max_replicas,
-                );
-            } else {
-                check_exists(
-                    loaded,
-                    origin,
-                    "spec.policyRef.name",
-                    "AutoscalingPolicy",
-                    &reference.name,
-                );
+    report_all(loaded, origin, consistency::of_binding(spec));
+    for bound in spec.bounds() {
+        if let (Some(name), None) = (bound.policy_ref, bound.policy) {
+            let field = format!("{}.policyRef.name", bound.at);
+            let namespace = &binding.value.metadata.namespace;
+            let policy = loaded.policies.iter().find(|policy| {
+                let metadata = &policy.value.metadata;
+                metadata.name == name && metadata.namespace == *namespace
+            });
+            if let Some(policy) = policy {
+                let whose = format!(" of AutoscalingPolicy {name}");
+                let mistake = consistency::of_activation(&field, &whose, &policy.value.spec, bound.bounds.max);
+                report_all(loaded, origin, mistake);
+            } else if purpose != Purpose::Cluster {
+                check_exists(loaded, origin, &field, "AutoscalingPolicy", name);
             }
         }
     }
 }
 
-/// The kind of a target that this machine can run.
-const LOCAL_KIND: &str = "LocalFleet";
-
 /// On this machine a target is a fleet among the documents.
 fn check_local(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>) {
-    let (origin, target) = (&binding.origin, &binding.value.spec.scaling.target_ref);
+    let (origin, spec) = (&binding.origin, &binding.value.spec);
+    for (form, is_given) in [("optimize", spec.optimize.is_some()), ("roles", spec.roles.is_some())] {
+        if is_given {
+            let problem = "is not supported on one machine yet".to_owned();
+            let allowed = "allowed: scaling, with a binding for each LocalFleet".to_owned();
+            loaded.report(origin, &format!("spec.{form}"), problem, allowed);
+        }
+    }
+    let foreign = spec.foreign_changes != ForeignChanges::default();
+    let drain = spec.drain != BindingDrain::default();
+    for (field, is_given, allowed) in [
+        (
+            "metadata.namespace",
+            binding.value.metadata.namespace.is_some(),
+            "leave it out",
+        ),
+        (
+            "spec.demand",
+            spec.demand.is_some(),
+            "give the LocalFleet spec.frontDoor",
+        ),
+        ("spec.drain", drain, "give the LocalFleet spec.drain"),
+        (
+            "spec.foreignChanges",
+            foreign,
+            "leave it out: nobody else changes a LocalFleet",
+        ),
+    ] {
+        if is_given {
+            let problem = "has no meaning on one machine".to_owned();
+            loaded.report(origin, field, problem, allowed.to_owned());
+        }
+    }
+    let Some(scaling) = &spec.scaling else { return };
+    let target = &scaling.target_ref;
     if target.kind != LOCAL_KIND {
         let problem = format!("{:?} is not known", target.kind);
         let allowed = match nearest(&target.kind, std::iter::once(LOCAL_KIND)) {
@@ -325,30 +290,30 @@ fn check_local(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>) {
             format!("allowed: {API_VERSION}"),
         );
     }
+    if target.replicas_path.is_some() {
+        let problem = "has no meaning for a LocalFleet".to_owned();
+        let at = "spec.scaling.targetRef.replicasPath";
+        loaded.report(origin, at, problem, "leave it out".to_owned());
+    }
     let fleets = loaded.fleets.iter();
     match fleets
         .clone()
         .find(|fleet| fleet.value.metadata.name == target.name)
         .cloned()
     {
-        Some(fleet) => check_target(loaded, binding, &fleet),
+        Some(fleet) => check_target(loaded, binding, scaling, &fleet),
         None => check_exists(loaded, origin, "spec.scaling.targetRef.name", LOCAL_KIND, &target.name),
     }
 }
 
-fn check_activation(loaded: &mut Loaded, origin: &Origin, at: &str, whose: &str, policy: &PolicySpec, max: i32) {
-    if policy.activation_scale > max {
-        let problem = format!(
-            "activationScale{whose} is {}, more than maxReplicas, {max}",
-            policy.activation_scale
-        );
-        loaded.report(origin, at, problem, format!("allowed: 1 to {max}"));
-    }
-}
-
 /// The limits of a binding against its fleet.
-fn check_target(loaded: &mut Loaded, binding: &Found<AutoscalingPolicyBinding>, fleet: &Found<LocalFleet>) {
-    let (origin, scaling) = (&binding.origin, &binding.value.spec.scaling);
+fn check_target(
+    loaded: &mut Loaded,
+    binding: &Found<AutoscalingPolicyBinding>,
+    scaling: &Scaling,
+    fleet: &Found<LocalFleet>,
+) {
+    let origin = &binding.origin;
     let spec = &fleet.value.spec;
     let name = &fleet.value.metadata.name;
     let ports = spec.engine.ports;
@@ -406,20 +371,24 @@ fn check_owner(
     binding: &Found<AutoscalingPolicyBinding>,
     earlier: &[Found<AutoscalingPolicyBinding>],
 ) {
-    let target = &binding.value.spec.scaling.target_ref;
-    let owner = earlier.iter().find(|other| {
-        let theirs = &other.value.spec.scaling.target_ref;
-        (&theirs.kind, &theirs.name) == (&target.kind, &target.name)
-    });
-    if let Some(owner) = owner {
-        let (mine, theirs) = (&binding.value.metadata.name, &owner.value.metadata.name);
-        let problem = format!(
-            "{} {} is scaled by two bindings, {theirs} and {mine}; the other stands in line {}",
-            target.kind,
-            target.name,
-            owner.origin.root.locate("spec.scaling.targetRef").line
-        );
-        let allowed = "a target has one binding".to_owned();
-        loaded.report(&binding.origin, "spec.scaling.targetRef", problem, allowed);
+    for (at, target) in binding.value.spec.target_refs() {
+        for other in earlier
+            .iter()
+            .filter(|other| other.value.metadata.namespace == binding.value.metadata.namespace)
+        {
+            let theirs = other.value.spec.target_refs();
+            let Some((place, _)) = theirs.into_iter().find(|(_, theirs)| theirs.is_same(target)) else {
+                continue;
+            };
+            let (mine, owner) = (&binding.value.metadata.name, &other.value.metadata.name);
+            let problem = format!(
+                "{} {} is scaled by two bindings, {owner} and {mine}; the other stands in line {}",
+                target.kind,
+                target.name,
+                other.origin.root.locate(&place).line
+            );
+            loaded.report(&binding.origin, &at, problem, "a target has one binding".to_owned());
+            break;
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Documents that are right.
 
-use infer_api::{BindingMode, Documents, MetricType, parse_documents, parse_sources};
+use infer_api::{BindingMode, Documents, MetricType, Purpose, parse_documents, parse_sources, parse_sources_for};
 use infer_core::policy::{Bounds, KpaPolicy, Metric, MetricTarget, Policy, ScalingRules};
 use infer_core::signal::Signal;
 
@@ -180,6 +180,21 @@ fn an_empty_field_takes_its_default_and_no_documents_are_none() {
 }
 
 #[test]
+fn files_without_a_fleet_are_for_a_cluster() {
+    let guess = |text: &str| Purpose::guess([("test.yaml", text)]);
+    let parts: Vec<&str> = MINIMAL.split("---\n").collect();
+    assert_eq!(guess(MINIMAL), Purpose::LocalFleets);
+    assert_eq!(guess(parts[0]), Purpose::LocalFleets, "a policy alone says nothing");
+    assert_eq!(guess(parts[1]), Purpose::LocalFleets);
+    assert_eq!(
+        guess(&parts[1].replace("LocalFleet", "LocalFlet")),
+        Purpose::LocalFleets
+    );
+    assert_eq!(guess(&parts[1].replace("LocalFleet", "Deployment")), Purpose::Cluster);
+    assert_eq!(guess("not: [yaml"), Purpose::LocalFleets);
+}
+
+#[test]
 fn documents_of_several_files_find_each_other() {
     let parts: Vec<&str> = MINIMAL.split("---\n").collect();
     let sources = [
@@ -191,4 +206,22 @@ fn documents_of_several_files_find_each_other() {
     assert_eq!((documents.len(), documents.targets().len()), (3, 1));
     let errors = parse_sources([sources[0], sources[1]]).expect_err("the policy is missing");
     assert_eq!(errors.mistakes()[0].file, "binding.yaml");
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_right() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policy.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let examples: Vec<&str> = page
+        .split("```yaml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap_or_default())
+        .collect();
+    assert!(examples.len() >= 5, "{}", examples.len());
+    for example in examples {
+        let sources = [("policy.md", example)];
+        if let Err(errors) = parse_sources_for(Purpose::guess(sources), sources) {
+            panic!("{errors}\n{example}");
+        }
+    }
 }

@@ -3,6 +3,9 @@
 #![allow(clippy::expect_used)]
 
 mod bad;
+mod crds;
 mod good;
+mod manifests;
+mod resolve;
 mod roundtrip;
 mod schemas;

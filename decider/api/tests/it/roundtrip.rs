@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use infer_api::{
-    AgentSpec, AutoscalingPolicy, AutoscalingPolicyBinding, Behavior, BindingMode, BindingSpec, Documents, DrainSpec,
-    EngineSpec, FrontDoorSpec, LocalFleet, LocalFleetSpec, MetricSpec, MetricType, PanicSpec, PolicyRef, PolicySpec,
-    PortRange, RateKind, RatePolicy, RestartSpec, ScaleDownRules, ScaleUpRules, Scaling, SelectPolicy, StartupProbe,
-    TargetRef, parse_documents,
+    AgentSpec, Algorithm, AutoscalingPolicy, AutoscalingPolicyBinding, Behavior, BindingDrain, BindingMode,
+    BindingSpec, Demand, Documents, DrainSpec, EngineSpec, ForeignChanges, FrontDoorSpec, LocalFleet, LocalFleetSpec,
+    MetricSpec, MetricType, Objective, Optimize, OptimizeTarget, PanicSpec, PolicyRef, PolicySpec, PortRange,
+    PrometheusDemand, Purpose, RateKind, RatePolicy, Ratio, RestartSpec, Role, ScaleDownRules, ScaleUpRules, Scaling,
+    SelectPolicy, Slo, StartupProbe, TargetRef, parse_documents, parse_sources_for, read_binding_spec, resolve,
 };
 use proptest::prelude::*;
 
@@ -101,6 +102,7 @@ fn policy() -> impl Strategy<Value = PolicySpec> {
                 activation_scale: activation,
                 scale_to_zero_grace_seconds: grace,
                 behavior,
+                slo: None,
             },
         )
 }
@@ -179,6 +181,114 @@ fn fleet() -> impl Strategy<Value = LocalFleetSpec> {
     })
 }
 
+fn target(kind: &str, name: &str) -> TargetRef {
+    TargetRef {
+        api_version: None,
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        replicas_path: None,
+    }
+}
+
+/// A target in a cluster, different for every index.
+fn in_cluster(index: usize, is_path: bool) -> TargetRef {
+    TargetRef {
+        api_version: Some("apps/v1".to_owned()),
+        replicas_path: is_path.then(|| format!(".spec.roles[name=r{index}].replicas")),
+        ..target("Deployment", &format!("engine.{index}"))
+    }
+}
+
+fn optimize() -> impl Strategy<Value = Optimize> {
+    let one = (0..4i32, 0..4i32, 0.01..100.0, any::<bool>());
+    (proptest::collection::vec(one, 1..9), any::<bool>()).prop_map(|(targets, is_limited)| {
+        let targets = targets.into_iter().enumerate();
+        let targets: Vec<OptimizeTarget> = targets
+            .map(|(index, (min, more, cost, flag))| OptimizeTarget {
+                name: flag.then(|| format!("t{index}")),
+                target_ref: in_cluster(index, flag),
+                min_replicas: min,
+                max_replicas: (min + more).max(1),
+                cost,
+                capacity: flag.then_some(cost),
+                startup_seconds: flag.then_some(min),
+            })
+            .collect();
+        let most: i32 = targets.iter().map(|target| target.max_replicas).sum();
+        Optimize {
+            algorithm: Algorithm::GreedyDoubling,
+            targets,
+            min_replicas: 1,
+            max_replicas: is_limited.then_some(most),
+        }
+    })
+}
+
+fn roles() -> impl Strategy<Value = (Vec<Role>, Option<Ratio>)> {
+    let one = (0..3i32, 0..3i32, proptest::option::of(policy()), any::<bool>());
+    (proptest::collection::vec(one, 2..=8), any::<bool>()).prop_map(|(roles, has_ratio)| {
+        let roles = roles.into_iter().enumerate();
+        let roles = roles.map(|(index, (min, more, policy, flag))| Role {
+            name: format!("role-{index}"),
+            target_ref: in_cluster(index, flag),
+            min_replicas: min,
+            // No activationScale of these tests is more than 3.
+            max_replicas: min + more + 3,
+            policy_ref: None,
+            policy,
+        });
+        let ratio = Ratio {
+            numerator: "role-0".to_owned(),
+            denominator: "role-1".to_owned(),
+            min: 0.1,
+            max: 10.0,
+        };
+        (roles.collect(), has_ratio.then_some(ratio))
+    })
+}
+
+/// Bindings in a cluster, of any form.
+fn cluster_binding() -> impl Strategy<Value = BindingSpec> {
+    let form = prop_oneof![
+        optimize().prop_map(|optimize| (Some(optimize), None, None)),
+        roles().prop_map(|(roles, ratio)| (None, Some(roles), ratio)),
+    ];
+    let demand = Demand {
+        prometheus: Some(PrometheusDemand {
+            url: "http://gateway:9090/metrics".to_owned(),
+            metric: "waiting".to_owned(),
+            labels: BTreeMap::from([("pool".to_owned(), "a b".to_owned())]),
+        }),
+        http: None,
+    };
+    let slo = Slo {
+        ttft: vec![Objective {
+            quantile: 0.95,
+            milliseconds: 1000.0,
+        }],
+        itl: Vec::new(),
+    };
+    (policy(), form, 0..=86400).prop_map(move |(policy, (optimize, roles, ratio), timeout_seconds)| {
+        let policy = PolicySpec {
+            activation_scale: 1,
+            slo: Some(slo.clone()),
+            ..policy
+        };
+        BindingSpec {
+            policy_ref: None,
+            policy: Some(policy),
+            mode: BindingMode::Auto,
+            scaling: None,
+            optimize,
+            roles,
+            ratio,
+            demand: Some(demand.clone()),
+            drain: BindingDrain { timeout_seconds },
+            foreign_changes: ForeignChanges::Correct,
+        }
+    })
+}
+
 fn documents() -> impl Strategy<Value = Documents> {
     let mode = prop_oneof![
         Just(BindingMode::Auto),
@@ -187,21 +297,18 @@ fn documents() -> impl Strategy<Value = Documents> {
     ];
     (policy(), policy(), fleet(), mode, any::<bool>(), 0..=4).prop_map(
         |(shared, inline, fleet, mode, is_inline, min)| {
+            let scaling = Scaling {
+                target_ref: target("LocalFleet", "fleet"),
+                min_replicas: min,
+                max_replicas: 4,
+            };
             let binding = BindingSpec {
                 policy_ref: (!is_inline).then(|| PolicyRef {
                     name: "shared".to_owned(),
                 }),
-                policy: is_inline.then_some(inline),
+                policy: is_inline.then(|| inline.clone()),
                 mode,
-                scaling: Scaling {
-                    target_ref: TargetRef {
-                        api_version: None,
-                        kind: "LocalFleet".to_owned(),
-                        name: "fleet".to_owned(),
-                    },
-                    min_replicas: min,
-                    max_replicas: 4,
-                },
+                ..BindingSpec::scaling(inline, scaling)
             };
             Documents {
                 policies: vec![AutoscalingPolicy::new("shared", shared)],
@@ -223,6 +330,34 @@ proptest! {
         .join("\n---\n");
         match parse_documents(&yaml, "test.yaml") {
             Ok(again) => prop_assert_eq!(again, documents),
+            Err(errors) => prop_assert!(false, "{}\n{}", errors, yaml),
+        }
+    }
+
+    /// The three ways into a cluster agree: a file, an object, and what is decided about.
+    #[test]
+    fn what_is_right_for_a_cluster_is_read_and_resolved(spec in cluster_binding()) {
+        let yaml = serde_saphyr::to_string(&AutoscalingPolicyBinding::new("b", spec.clone())).expect("YAML");
+        match parse_sources_for(Purpose::Cluster, [("test.yaml", yaml.as_str())]) {
+            Ok(again) => {
+                prop_assert_eq!(&again.bindings[0].spec, &spec);
+                let json = serde_json::to_value(&spec).expect("JSON");
+                prop_assert_eq!(read_binding_spec(&json), Ok(spec.clone()));
+                let resolved = resolve("ns", "b", &spec, |_| None);
+                let keys: Vec<String> = match &resolved {
+                    Ok(bounds) => bounds.iter().map(|bound| bound.key.clone()).collect(),
+                    Err(error) => return Err(TestCaseError::fail(error.to_string())),
+                };
+                let expected = match &spec.roles {
+                    Some(roles) => roles.iter().map(|role| format!("ns/b/{}", role.name)).collect(),
+                    None => vec!["ns/b".to_owned()],
+                };
+                prop_assert_eq!(keys, expected);
+                for bound in resolved.unwrap_or_default() {
+                    let most: u32 = bound.parts.iter().map(|part| part.max).sum();
+                    prop_assert!(bound.bounds.min <= bound.bounds.max && bound.bounds.max <= most && bound.bounds.max >= 1);
+                }
+            }
             Err(errors) => prop_assert!(false, "{}\n{}", errors, yaml),
         }
     }
