@@ -78,6 +78,13 @@ pub(crate) enum Command {
     /// Work with policy documents, without a decider
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Put the agent into the Pods of a manifest, without a decider, as its webhook would; the manifest goes to stdout
+    Inject(InjectArgs),
+    /// Take out of a manifest what injection put there; the manifest goes to stdout
+    Uninject {
+        #[command(flatten)]
+        manifest: ManifestArgs,
+    },
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -148,6 +155,31 @@ pub(crate) enum PolicyCommand {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManifestArgs {
+    /// Documents of Kubernetes, YAML or JSON; - is stdin
+    #[arg(long = "file", short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InjectArgs {
+    #[command(flatten)]
+    pub(crate) manifest: ManifestArgs,
+    /// The decider's gRPC endpoint as the Pods will see it; by default that of an installation under its usual name
+    #[arg(long, value_name = "URL")]
+    pub(crate) decider_url: Option<String>,
+    /// Certificates (PEM) of the authority that signs the decider's; an agent trusts no other, so https needs it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The agent's image; by default the one of this version
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) agent_image: Option<String>,
+    /// An ordinary container instead of a native sidecar, for Kubernetes before 1.29
+    #[arg(long)]
+    pub(crate) fallback: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

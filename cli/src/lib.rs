@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod commands;
 mod failure;
+mod input;
 mod output;
 pub mod reference;
 mod render;
@@ -54,6 +55,8 @@ fn run(cli: Cli, address: Address) -> Result<(), Failure> {
     let printer = Printer::new(cli.global.output);
     match &cli.command {
         Command::Policy(command) => return commands::policy::run(command, &printer),
+        Command::Inject(args) => return commands::inject::inject(args, &printer),
+        Command::Uninject { manifest } => return commands::inject::uninject(manifest, &printer),
         Command::Completion { shell } => return commands::completion::run(*shell, &printer),
         _ => {}
     }
@@ -75,7 +78,7 @@ fn run(cli: Cli, address: Address) -> Result<(), Failure> {
             Command::Pause(args) => commands::control::pause(&mut client, &printer, args).await,
             Command::Resume { target } => commands::control::resume(&mut client, &printer, target).await,
             Command::Override(args) => commands::control::override_replicas(&mut client, &printer, args).await,
-            Command::Policy(_) | Command::Completion { .. } => Ok(()),
+            Command::Policy(_) | Command::Inject(_) | Command::Uninject { .. } | Command::Completion { .. } => Ok(()),
         }
     })
 }

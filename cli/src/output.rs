@@ -39,6 +39,14 @@ impl Printer {
         }
     }
 
+    /// `text` as it is, to the byte.
+    pub(crate) fn verbatim(&self, text: &str) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        Ok(())
+    }
+
     /// `text` as it is, with a line break at its end.
     pub(crate) fn text(&self, text: &str) -> Result<(), Failure> {
         let mut out = anstream::stdout().lock();

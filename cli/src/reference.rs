@@ -30,6 +30,8 @@ programs and only gain fields.
 * `policy check` answers `valid`, the names of `policies`, `bindings` and `fleets`, the `targets` with `name`, `binding`,
   `policy`, `mode`, `min` and `max`, and `mistakes` with `file`, `line`, `column`, `document`, `field`, `problem` and
   `allowed`.
+* `inject` and `uninject` answer with the manifest, in the form it was given in: documents without Pods byte for byte, the
+  others with their fields in order, without their comments. What people should know about a document goes to stderr.
 
 Exit codes: 0; 1 when the work failed (no decider, unknown target, refused); 2 for a mistake in the command line or in a
 document.

@@ -3,6 +3,7 @@
 pub(crate) mod completion;
 pub(crate) mod control;
 pub(crate) mod explain;
+pub(crate) mod inject;
 pub(crate) mod policy;
 pub(crate) mod read;
 pub(crate) mod watch;

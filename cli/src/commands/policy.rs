@@ -1,18 +1,15 @@
 //! `policy check`: documents, without a decider.
 
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::Write;
 
 use infer_api::{Documents, Errors, parse_sources};
 use serde::Serialize;
 
 use crate::args::{Format, PolicyCommand};
 use crate::failure::Failure;
+use crate::input;
 use crate::output::Printer;
 use crate::render;
-
-/// A file longer than this is no policy document.
-const LARGEST_FILE: u64 = 16 * 1024 * 1024;
 
 /// What `policy check` answers.
 #[derive(Debug, Serialize)]
@@ -55,13 +52,7 @@ pub(crate) fn run(command: &PolicyCommand, printer: &Printer) -> Result<(), Fail
     let PolicyCommand::Check { files } = command;
     let mut texts = Vec::with_capacity(files.len());
     for file in files {
-        let name = if file.as_os_str() == "-" {
-            "<stdin>".to_owned()
-        } else {
-            file.display().to_string()
-        };
-        let text = read(file).map_err(|error| Failure::Usage(format!("cannot read {name}: {error}")))?;
-        texts.push((name, text));
+        texts.push(input::read(file)?);
     }
     match parse_sources(texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))) {
         Ok(documents) if documents.is_empty() => {
@@ -85,27 +76,6 @@ pub(crate) fn run(command: &PolicyCommand, printer: &Printer) -> Result<(), Fail
             Err(Failure::Told)
         }
     }
-}
-
-fn read(file: &Path) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    if file.as_os_str() == "-" {
-        std::io::stdin().lock().take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
-    } else {
-        std::fs::File::open(file)?
-            .take(LARGEST_FILE + 1)
-            .read_to_end(&mut bytes)?;
-    }
-    if bytes.len() as u64 > LARGEST_FILE {
-        return Err(std::io::Error::other(format!("longer than {} MiB", LARGEST_FILE >> 20)));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
-        std::io::Error::other(format!("not UTF-8 text, first in line {}", line + 1))
-    })
 }
 
 fn right(documents: &Documents) -> CheckView {

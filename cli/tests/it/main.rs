@@ -2,10 +2,12 @@
 #![allow(clippy::expect_used)]
 
 mod commands;
+mod inject;
 mod policy;
 mod reference;
 mod server;
 
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 /// What a run left behind.
@@ -51,4 +53,25 @@ fn inferctl(args: &str) -> Command {
 
 fn run(args: &str) -> Run {
     Run::of(inferctl(args).output().expect("inferctl runs"))
+}
+
+/// Like [`run`], with something on stdin.
+fn run_with(args: &str, stdin: &str) -> Run {
+    let mut child = inferctl(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("inferctl runs");
+    let mut pipe = child.stdin.take().expect("a pipe");
+    pipe.write_all(stdin.as_bytes()).expect("it reads");
+    drop(pipe);
+    Run::of(child.wait_with_output().expect("it ends"))
+}
+
+/// A file in `directory`, and its path.
+fn file(directory: &tempfile::TempDir, name: &str, text: &str) -> String {
+    let path = directory.path().join(name);
+    std::fs::write(&path, text).expect("a file can be written");
+    path.display().to_string()
 }

@@ -1,11 +1,8 @@
 //! `policy check`, which needs no decider.
 
-use std::io::Write;
-use std::process::Stdio;
-
 use serde_json::Value;
 
-use crate::{Run, inferctl, run};
+use crate::{file, run, run_with};
 
 const POLICY: &str = "\
 apiVersion: autoscaling.matrixinfer.ai/v1alpha1
@@ -29,12 +26,6 @@ spec:
   model: tiny
   engine: {command: [engine, '{port}'], ports: {from: 18000, to: 18099}}
 ";
-
-fn file(directory: &tempfile::TempDir, name: &str, text: &str) -> String {
-    let path = directory.path().join(name);
-    std::fs::write(&path, text).expect("a file can be written");
-    path.display().to_string()
-}
 
 #[test]
 fn right_documents_are_taken_together() {
@@ -82,19 +73,7 @@ fn mistakes_are_told_with_exit_code_2() {
 
 #[test]
 fn documents_may_come_from_stdin() {
-    let mut child = inferctl("policy check -")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("inferctl runs");
-    child
-        .stdin
-        .take()
-        .expect("a pipe")
-        .write_all(POLICY.replace(" 4}", " 0}").as_bytes())
-        .expect("it reads");
-    let messages = Run::of(child.wait_with_output().expect("it ends")).failed(2);
+    let messages = run_with("policy check -", &POLICY.replace(" 4}", " 0}")).failed(2);
     assert!(messages.starts_with("<stdin>:4:42: "), "{messages}");
 }
 

@@ -4,7 +4,7 @@
 fn committed_reference_is_up_to_date() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
     let generated = inferctl::reference::markdown();
-    for command in ["status", "explain", "policy check", "completion"] {
+    for command in ["status", "explain", "policy check", "inject", "uninject", "completion"] {
         assert!(generated.contains(&format!("\n## inferctl {command}\n")), "{command}");
     }
     if std::env::var_os("UPDATE").is_some() {

@@ -216,6 +216,7 @@ fn real_record() -> String {
     let inputs = Inputs {
         now: TimeMs(60_000),
         bounds: Bounds { min: 1, max: 8 },
+        fewest: 0,
         control: Control::Auto,
         replicas: decision::Replicas {
             spec: 3,
