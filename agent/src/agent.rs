@@ -4,18 +4,17 @@ use std::{
     fs::File,
     future::Future,
     io::Read as _,
-    time::{SystemTime, UNIX_EPOCH},
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use infer_proto::v1::Boot;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
-    HttpSource, Options, Source,
-    clock::Clock,
-    link::{Link, check_endpoint},
-    sampler::Sampler,
-    shared::Shared,
+    Credentials, HttpSource, Options, Source, clock::Clock, drain, endpoint, link::Link, probes::Server,
+    sampler::Sampler, shared::Shared,
 };
 
 /// Why an agent does not run. All of these are mistakes in its configuration: everything that can go wrong later is
@@ -37,13 +36,22 @@ pub enum Error {
         path: String,
     },
     /// The decider cannot be reached at this address.
-    #[error("decider endpoint {url:?}: {reason}; write http://HOST:PORT")]
+    #[error("decider endpoint {url:?}: {reason}; write http://HOST:PORT or https://HOST:PORT")]
     DeciderUrl {
         /// As given.
         url: String,
         /// What is wrong with it.
         reason: String,
     },
+    /// What the decider's certificate is checked against.
+    #[error("{reason}")]
+    Ca {
+        /// Which certificate, and what is wrong with it.
+        reason: String,
+    },
+    /// The listener for probes and `/drain` cannot be used.
+    #[error("the HTTP listener cannot be used: {0}")]
+    Listener(std::io::Error),
     /// Without a name the decider does not know whose samples these are.
     #[error("the Pod has no name: give --pod-name or set INFER_AGENT_POD_NAME")]
     NoPodName,
@@ -68,12 +76,23 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct Agent {
     options: Options,
+    http: Option<TcpListener>,
 }
 
 impl Agent {
     /// An agent with these options; [`Agent::run`] checks them.
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self { options, http: None }
+    }
+
+    /// Serves `/livez`, `/readyz`, `/drain` and `/metrics` there. The agent then also outlives its `shutdown` for as long
+    /// as somebody waits for an answer to `/drain`.
+    #[must_use]
+    pub fn with_http(self, listener: TcpListener) -> Self {
+        Self {
+            http: Some(listener),
+            ..self
+        }
     }
 
     /// Samples the engine and reports to the decider until `shutdown` is ready, then says goodbye.
@@ -98,31 +117,55 @@ impl Agent {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<Summary, Error> {
         let options = self.options;
-        check_endpoint(&options.decider)?;
+        endpoint::check(&options.decider, &options.credentials)?;
+        // Of the file only the agent's connections have to tell: it may be there later, and it changes.
+        let from_environment = Credentials {
+            ca_file: None,
+            ..options.credentials.clone()
+        };
+        from_environment.tls().map_err(|reason| Error::Ca { reason })?;
         if options.pod.name.is_empty() {
             return Err(Error::NoPodName);
         }
         let shared = Shared::new(Clock::start(), options.settings, options.replay_max_bytes);
+        let shared = Arc::new(shared);
+        let settle = Duration::from_millis(u64::from(options.drain_settle_ms));
+        let http = self.http.map(|listener| Server::new(listener, shared.clone(), settle));
+        let http = http.transpose().map_err(Error::Listener)?;
+        let waits_for_drains = http.is_some();
         let (stop, stopping) = watch::channel(false);
         let sampler = Sampler::new(source, &options, &shared, stopping.clone());
         let mut link = Link::new(&options, boot(), &shared, stopping);
 
         let shutdown = async {
             shutdown.await;
+            if waits_for_drains {
+                drain::linger(&shared).await;
+            }
             tracing::info!("stopping: last scrape, then goodbye");
             // Both receivers live until both futures below are done.
             let _ = stop.send(true);
         };
-        let ((), drained, ()) = tokio::join!(sampler.run(), link.run(), shutdown);
+        let (done, is_done) = oneshot::channel::<()>();
+        let work = async {
+            let ((), drained, ()) = tokio::join!(sampler.run(), link.run(), shutdown);
+            drop(done);
+            drained
+        };
+        let serve = async {
+            if let Some(http) = http {
+                http.run(async { drop(is_done.await) }).await;
+            }
+        };
+        let (drained, ()) = tokio::join!(work, serve);
 
-        let connections = link.connections();
         let state = shared.state();
         let replay = &state.replay;
         Ok(Summary {
             samples: replay.newest(),
             acked: replay.acked(),
             lost: replay.lost(),
-            connections,
+            connections: state.connections,
             drained,
         })
     }

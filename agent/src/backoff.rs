@@ -6,12 +6,15 @@ use std::time::Duration;
 const BASE_MS: u64 = 100;
 /// Longest waiting time: what a healthy decider may at most wait for its agents after a long absence.
 const MAX_MS: u64 = 5_000;
+/// Longest waiting time of an agent whose token is not accepted: each attempt makes the decider ask the API server.
+const MAX_UNAUTHENTICATED_MS: u64 = 60_000;
 
 /// Doubles from 100 ms to 5 s. The upper half of each is random, so that a fleet that lost its decider at one moment
 /// does not come back at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     attempt: u32,
+    unauthenticated: u32,
 }
 
 impl Backoff {
@@ -28,9 +31,17 @@ impl Backoff {
         jittered(MAX_MS)
     }
 
+    /// The waiting time after the decider did not believe who this agent is: doubles from 5 s to 60 s.
+    pub(crate) fn unauthenticated(&mut self) -> Duration {
+        let full_ms = (MAX_MS << self.unauthenticated.min(10)).min(MAX_UNAUTHENTICATED_MS);
+        self.unauthenticated = self.unauthenticated.saturating_add(1);
+        self.attempt = u32::MAX;
+        jittered(full_ms)
+    }
+
     /// Back to the shortest.
     pub(crate) fn reset(&mut self) {
-        self.attempt = 0;
+        *self = Self::default();
     }
 }
 
@@ -59,5 +70,11 @@ mod tests {
             backoff.next().as_millis() >= 2500,
             "a refused agent stays slow until a Welcome"
         );
+        for full_ms in [5_000, 10_000, 20_000, 40_000, 60_000, 60_000] {
+            let ms = backoff.unauthenticated().as_millis() as u64;
+            assert!((full_ms / 2..=full_ms).contains(&ms), "{ms} ms");
+        }
+        backoff.reset();
+        assert!(backoff.unauthenticated().as_millis() <= 5_000);
     }
 }

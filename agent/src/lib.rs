@@ -9,9 +9,15 @@
 mod agent;
 mod backoff;
 mod clock;
+mod credentials;
+mod drain;
+mod endpoint;
+
 mod http_source;
 mod link;
+mod metrics;
 mod options;
+mod probes;
 mod replay;
 mod sampler;
 mod schedule;
@@ -19,6 +25,7 @@ mod shared;
 mod source;
 
 pub use agent::{Agent, Error, Summary};
+pub use credentials::Credentials;
 pub use http_source::HttpSource;
 pub use options::{Options, Settings};
 pub use replay::{Limits as ReplayLimits, Replay};

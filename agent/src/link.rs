@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use http::Uri;
 use infer_proto::v1::{
     AgentMessage, Boot, DeciderMessage, Goodbye, Hello, PodIdentity, agent_message, decider_message,
     telemetry_client::TelemetryClient,
@@ -15,22 +14,18 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tonic::{Code, Status, Streaming, transport::Endpoint};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::{
-    Error, Options, VERSION,
+    Credentials, Options, VERSION,
     backoff::Backoff,
     clock::Clock,
-    shared::{Shared, stopped},
+    endpoint,
+    shared::{Shared, Trouble, stopped},
 };
 
-/// Packets to a deleted Pod's address vanish without an answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// From hello to welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
-/// Together at most 15 s until a silent decider is noticed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages between the buffer and the transport. Enough to keep the transport busy in a replay; everything more waits
 /// in the replay buffer, which is bounded by itself and can drop what grows too old.
 const OUTGOING_MESSAGES: usize = 8;
@@ -48,6 +43,7 @@ pub(crate) struct Link<'a> {
     shared: &'a Shared,
     stop: watch::Receiver<bool>,
     configured: String,
+    credentials: Credentials,
     redirected: Option<String>,
     redirect_failures: u32,
     /// Without an acknowledgement between them.
@@ -56,7 +52,6 @@ pub(crate) struct Link<'a> {
     boot: Boot,
     drain: Duration,
     backoff: Backoff,
-    connections: u64,
     lost_said: u64,
     /// What the log was last told to be wrong.
     problem: Option<String>,
@@ -70,6 +65,8 @@ enum End {
     Lost(String),
     /// The decider does not want this agent; trying again soon will not help.
     Refused(String),
+    /// The decider does not believe who this agent is.
+    Unauthenticated(String),
     Redirected {
         endpoint: String,
         reason: String,
@@ -82,6 +79,7 @@ impl<'a> Link<'a> {
             shared,
             stop,
             configured: options.decider.clone(),
+            credentials: options.credentials.clone(),
             redirected: None,
             redirect_failures: 0,
             redirects_in_a_row: 0,
@@ -89,15 +87,9 @@ impl<'a> Link<'a> {
             boot,
             drain: Duration::from_millis(u64::from(options.drain_ms)),
             backoff: Backoff::default(),
-            connections: 0,
             lost_said: 0,
             problem: None,
         }
-    }
-
-    /// Times a decider answered `Welcome`.
-    pub(crate) fn connections(&self) -> u64 {
-        self.connections
     }
 
     /// Connects again and again until the agent stops. Returns whether everything was delivered in time.
@@ -126,7 +118,9 @@ impl<'a> Link<'a> {
     async fn connect_again_and_again(&mut self) -> bool {
         loop {
             let endpoint = self.redirected.clone().unwrap_or_else(|| self.configured.clone());
-            let pause = match self.connect(&endpoint).await {
+            let end = self.connect(&endpoint).await;
+            self.note(&end);
+            let pause = match end {
                 End::Drained => return true,
                 End::Lost(reason) => {
                     self.say(&endpoint, "decider not reached", reason);
@@ -137,6 +131,15 @@ impl<'a> Link<'a> {
                     self.say(&endpoint, "the decider refused this agent", reason);
                     self.forget_redirect_after_failures();
                     self.backoff.longest()
+                }
+                End::Unauthenticated(reason) => {
+                    let what = match &self.credentials.token_file {
+                        Some(_) => "the decider does not accept this agent's token",
+                        None => "the decider wants a token, and this agent has none: give --token-file",
+                    };
+                    self.say(&endpoint, what, reason);
+                    self.forget_redirect_after_failures();
+                    self.backoff.unauthenticated()
                 }
                 End::Redirected { endpoint: to, reason } => {
                     tracing::info!(from = %endpoint, %to, %reason, "redirected to another decider");
@@ -159,6 +162,20 @@ impl<'a> Link<'a> {
                 }
             }
         }
+    }
+
+    /// For the metrics, and for what holds only while a decider is there.
+    fn note(&self, end: &End) {
+        let mut state = self.shared.state();
+        state.connected = false;
+        state.drain.disconnected(Instant::now());
+        let trouble = match end {
+            End::Lost(_) => Trouble::Lost,
+            End::Refused(_) => Trouble::Refused,
+            End::Unauthenticated(_) => Trouble::Unauthenticated,
+            End::Drained | End::Redirected { .. } => return,
+        };
+        state.troubles[trouble as usize] += 1;
     }
 
     fn forget_redirect_after_failures(&mut self) {
@@ -196,7 +213,7 @@ impl<'a> Link<'a> {
             Ok(Ok(Some(DeciderMessage {
                 body: Some(decider_message::Body::Redirect(redirect)),
             }))) => {
-                return from_redirect(redirect.endpoint, redirect.reason);
+                return self.redirect(redirect.endpoint, redirect.reason);
             }
             Ok(Ok(Some(_))) => return End::Lost("the first message was not a Welcome".into()),
             Ok(Ok(None)) => return End::Lost("the stream ended before a Welcome".into()),
@@ -205,11 +222,14 @@ impl<'a> Link<'a> {
             self.shared.apply(wanted);
         }
         let (cursor, held, lost) = {
-            let replay = &mut self.shared.state().replay;
+            let mut state = self.shared.state();
+            state.connected = true;
+            state.connections += 1;
+            state.drain.connected();
+            let replay = &mut state.replay;
             replay.resume(welcome.resume_after);
             (replay.acked(), replay.len(), replay.lost())
         };
-        self.connections += 1;
         self.redirect_failures = 0;
         self.problem = None;
         self.backoff.reset();
@@ -231,24 +251,10 @@ impl<'a> Link<'a> {
         outgoing: &mpsc::Sender<agent_message::Body>,
         messages: mpsc::Receiver<agent_message::Body>,
     ) -> Result<Streaming<DeciderMessage>, End> {
-        let transport = Endpoint::from_shared(endpoint.to_owned())
-            .map_err(|error| End::Lost(chain(&error)))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            // One stream lives on it.
-            .buffer_size(4);
-        let channel = match timeout(CONNECT_TIMEOUT, transport.connect()).await {
-            Ok(connected) => connected.map_err(|error| End::Lost(chain(&error)))?,
-            Err(_) => {
-                return Err(End::Lost(format!(
-                    "no connection within {} s",
-                    CONNECT_TIMEOUT.as_secs()
-                )));
-            }
-        };
+        let channel = endpoint::connect(endpoint, &self.credentials)
+            .await
+            .map_err(End::Lost)?;
+        let bearer = self.credentials.bearer().map_err(End::Lost)?;
         let hello = {
             let state = self.shared.state();
             Hello {
@@ -266,14 +272,25 @@ impl<'a> Link<'a> {
             messages,
             clock: self.shared.clock,
         };
+        let mut request = Request::new(stream);
+        if let Some(bearer) = bearer {
+            request.metadata_mut().insert("authorization", bearer);
+        }
         let mut client = TelemetryClient::new(channel);
-        match timeout(WELCOME_TIMEOUT, client.report(stream)).await {
+        match timeout(WELCOME_TIMEOUT, client.report(request)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(from_status(&status)),
             Err(_) => Err(End::Lost(format!(
                 "no answer to Hello within {} s",
                 WELCOME_TIMEOUT.as_secs()
             ))),
+        }
+    }
+
+    fn redirect(&self, endpoint: String, reason: String) -> End {
+        match endpoint::check_redirect(&self.configured, &endpoint, &self.credentials) {
+            Ok(()) => End::Redirected { endpoint, reason },
+            Err(error) => End::Lost(format!("redirected to nowhere: {error}")),
         }
     }
 
@@ -345,11 +362,17 @@ impl<'a> Link<'a> {
         match body {
             Some(decider_message::Body::Ack(ack)) => {
                 self.redirects_in_a_row = 0;
-                self.shared.state().replay.ack(ack.sequence);
+                let mut state = self.shared.state();
+                state.replay.ack(ack.sequence);
+                state.drain.acknowledged();
             }
             Some(decider_message::Body::Wanted(wanted)) => self.shared.apply(&wanted),
             Some(decider_message::Body::Redirect(redirect)) => {
-                return Some(from_redirect(redirect.endpoint, redirect.reason));
+                return Some(self.redirect(redirect.endpoint, redirect.reason));
+            }
+            Some(decider_message::Body::Drain(drain)) => {
+                let reason = drain.draining.then_some(drain.reason);
+                self.shared.state().drain.decider_says(reason);
             }
             // A later version's message, or a second Welcome: nothing in it concerns this stream.
             Some(decider_message::Body::Welcome(_)) | None => {}
@@ -367,58 +390,12 @@ async fn reserve(
 fn from_status(status: &Status) -> End {
     let reason = format!("{:?}: {}", status.code(), status.message());
     match status.code() {
-        Code::InvalidArgument
-        | Code::PermissionDenied
-        | Code::Unauthenticated
-        | Code::FailedPrecondition
-        | Code::AlreadyExists
-        | Code::Unimplemented => End::Refused(reason),
+        Code::PermissionDenied | Code::Unauthenticated => End::Unauthenticated(reason),
+        Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::Unimplemented => {
+            End::Refused(reason)
+        }
         _ => End::Lost(reason),
     }
-}
-
-fn from_redirect(endpoint: String, reason: String) -> End {
-    match check_endpoint(&endpoint) {
-        Ok(()) => End::Redirected { endpoint, reason },
-        Err(error) => End::Lost(format!("redirected to nowhere: {error}")),
-    }
-}
-
-/// Whether this can be a decider's address.
-///
-/// # Errors
-/// [`Error::DeciderUrl`] saying what is wrong with it.
-pub(crate) fn check_endpoint(url: &str) -> Result<(), Error> {
-    let bad = |reason: &str| {
-        Err(Error::DeciderUrl {
-            url: url.into(),
-            reason: reason.into(),
-        })
-    };
-    match url.parse::<Uri>() {
-        Err(error) => bad(&error.to_string()),
-        Ok(uri) => match uri.scheme_str() {
-            Some("http") if !matches!(uri.path(), "" | "/") || uri.query().is_some() => bad("it has a path"),
-            Some("http") => Ok(()),
-            Some("https") => bad("TLS is not supported"),
-            _ => bad("it does not start with http://"),
-        },
-    }
-}
-
-/// A message and everything under it: of tonic's transport errors only the deepest says what happened.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = error.to_string();
-        // Wrappers like to repeat what they wrap.
-        if !text.ends_with(&part) {
-            text = format!("{text}: {part}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 /// Stamps each message at the moment when the transport takes it: what waited in a queue must not look like a slow
@@ -439,26 +416,5 @@ impl tokio_stream::Stream for Outgoing {
                 body: Some(body),
             })
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_are_checked() {
-        for url in ["http://127.0.0.1:9400", "http://decider.infer.svc:9400/"] {
-            assert!(check_endpoint(url).is_ok(), "{url}");
-        }
-        for (url, part) in [
-            ("https://decider:9400", "TLS is not supported"),
-            ("decider:9400", "does not start with http://"),
-            ("http://decider:9400/x", "has a path"),
-            ("", "empty"),
-        ] {
-            let error = check_endpoint(url).expect_err(url).to_string();
-            assert!(error.contains(part), "{error:?} does not say {part:?}");
-        }
     }
 }

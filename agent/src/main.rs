@@ -3,16 +3,20 @@
 #![allow(clippy::print_stdout, reason = "`inspect` gives its result on stdout")]
 
 use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use infer_agent::{Agent, Options, Settings};
+use infer_agent::{Agent, Credentials, Error, Options, Settings};
 use infer_proto::v1::PodIdentity;
 use infer_reader::Mapping;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// Where a Pod's kubelet expects probes and `/drain`.
+const HTTP_PORT: u16 = 9402;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -51,7 +55,7 @@ struct Run {
     /// Where the engine serves its metrics; default: as the mapping says, or /metrics.
     #[arg(long, env = "INFER_AGENT_METRICS_PATH", value_name = "PATH")]
     metrics_path: Option<String>,
-    /// The decider's gRPC endpoint, http://HOST:PORT.
+    /// The decider's gRPC endpoint, http://HOST:PORT or https://HOST:PORT.
     #[arg(
         long,
         env = "INFER_AGENT_DECIDER",
@@ -59,15 +63,24 @@ struct Run {
         value_name = "URL"
     )]
     decider: String,
-    /// Name of this Pod or replica; default: the host name, which in a Pod is the same.
+    /// Certificates of the authority that signs the decider's certificate, PEM; for https.
+    #[arg(long, env = "INFER_AGENT_CA_PEM", hide_env_values = true, value_name = "PEM")]
+    ca_pem: Option<String>,
+    /// A file with such certificates, besides the PEM; read again at each connect.
+    #[arg(long, env = "INFER_AGENT_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// A file with the bearer token to show to the decider, over https only; read again at each connect.
+    #[arg(long, env = "INFER_AGENT_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Name of this Pod or replica; default: $POD_NAME, or the host name, which in a Pod is the same.
     #[arg(long, env = "INFER_AGENT_POD_NAME", value_name = "NAME")]
     pod_name: Option<String>,
-    /// What tells two Pods of the same name apart.
-    #[arg(long, env = "INFER_AGENT_POD_UID", default_value = "", value_name = "UID")]
-    pod_uid: String,
-    /// Namespace of the Pod; empty outside Kubernetes.
-    #[arg(long, env = "INFER_AGENT_NAMESPACE", default_value = "", value_name = "NAME")]
-    namespace: String,
+    /// What tells two Pods of the same name apart; default: $POD_UID.
+    #[arg(long, env = "INFER_AGENT_POD_UID", value_name = "UID")]
+    pod_uid: Option<String>,
+    /// Namespace of the Pod; default: $POD_NAMESPACE, or empty, as outside Kubernetes.
+    #[arg(long, env = "INFER_AGENT_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
     /// The target this replica belongs to; empty: the decider finds out.
     #[arg(long, env = "INFER_AGENT_TARGET", default_value = "", value_name = "NAME")]
     target: String,
@@ -86,6 +99,14 @@ struct Run {
     /// A mapping file, for an engine that the agent does not know.
     #[arg(long, env = "INFER_AGENT_MAPPING", value_name = "FILE")]
     mapping: Option<PathBuf>,
+    /// Where to serve /livez, /readyz, /drain and /metrics, or `off`; default: port 9402 of all addresses when $POD_NAME,
+    /// $POD_NAMESPACE and $POD_UID are set, otherwise off.
+    #[arg(long, env = "INFER_AGENT_HTTP_LISTEN", value_name = "ADDRESS", value_parser = http_listen)]
+    http_listen: Option<HttpListen>,
+    /// How long after a request for /drain an idle engine is not yet believed to stay idle.
+    #[arg(long, env = "INFER_AGENT_DRAIN_SETTLE_MS", default_value_t = 2_000, value_name = "MS",
+          value_parser = clap::value_parser!(u32).range(..=60_000))]
+    drain_settle_ms: u32,
     /// Longest time for the goodbye after SIGTERM.
     #[arg(long, env = "INFER_AGENT_DRAIN_MS", default_value_t = 3_000, value_name = "MS")]
     drain_ms: u32,
@@ -111,6 +132,34 @@ struct Inspect {
     /// How to print what was read.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HttpListen {
+    Off,
+    At(SocketAddr),
+}
+
+/// What the downward API tells a container in these variables; empty ones tell nothing.
+struct Downward {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+}
+
+impl Downward {
+    fn from_environment() -> Self {
+        let get = |name| given(std::env::var(name).ok());
+        Self {
+            name: get("POD_NAME"),
+            namespace: get("POD_NAMESPACE"),
+            uid: get("POD_UID"),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.name.is_some() && self.namespace.is_some() && self.uid.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -173,14 +222,32 @@ fn main() -> ExitCode {
 
 fn run_agent(run: Run) -> Result<(), Failure> {
     start_log(run.log_format, run.log_level.into());
+    let downward = Downward::from_environment();
+    let listener = match run.http_listen {
+        Some(HttpListen::At(address)) => Some(listen(&[address])?),
+        None if downward.is_complete() => Some(listen(&[
+            // Of both families where the machine has both, as the other one's Pods must be reached, too.
+            (Ipv6Addr::UNSPECIFIED, HTTP_PORT).into(),
+            (Ipv4Addr::UNSPECIFIED, HTTP_PORT).into(),
+        ])?),
+        Some(HttpListen::Off) | None => None,
+    };
     let options = Options {
         engine_url: run.engine_url,
         metrics_path: run.metrics_path,
         decider: run.decider,
+        credentials: Credentials {
+            ca_pem: given(run.ca_pem),
+            ca_file: run.ca_file.filter(|file| !file.as_os_str().is_empty()),
+            token_file: run.token_file.filter(|file| !file.as_os_str().is_empty()),
+        },
         pod: PodIdentity {
-            namespace: run.namespace,
-            name: run.pod_name.or_else(host_name).unwrap_or_default(),
-            uid: run.pod_uid,
+            namespace: given(run.namespace).or(downward.namespace).unwrap_or_default(),
+            name: given(run.pod_name)
+                .or(downward.name)
+                .or_else(host_name)
+                .unwrap_or_default(),
+            uid: given(run.pod_uid).or(downward.uid).unwrap_or_default(),
             target: run.target,
         },
         settings: Settings {
@@ -190,6 +257,7 @@ fn run_agent(run: Run) -> Result<(), Failure> {
         },
         scrape_timeout_ms: run.scrape_timeout_ms,
         drain_ms: run.drain_ms,
+        drain_settle_ms: run.drain_settle_ms,
         mapping: run.mapping.as_deref().map(read_mapping).transpose()?,
         ..Options::default()
     };
@@ -201,10 +269,14 @@ fn run_agent(run: Run) -> Result<(), Failure> {
         .map_err(Failure::Work)?;
     let summary = runtime.block_on(async {
         let stop = stop_signal().map_err(Failure::Work)?;
-        Agent::new(options)
-            .run(stop)
-            .await
-            .map_err(|error| Failure::Usage(error.into()))
+        let mut agent = Agent::new(options);
+        if let Some(listener) = listener {
+            agent = agent.with_http(listener);
+        }
+        agent.run(stop).await.map_err(|error| match error {
+            Error::Listener(_) => Failure::Work(error.into()),
+            _ => Failure::Usage(error.into()),
+        })
     })?;
     tracing::info!(
         samples = summary.samples,
@@ -258,11 +330,34 @@ fn start_log(format: LogFormat, level: tracing::Level) {
     }
 }
 
+/// A variable that is set to nothing is not set.
+fn given(value: Option<String>) -> Option<String> {
+    value.filter(|value| !value.is_empty())
+}
+
 fn host_name() -> Option<String> {
     let name = std::env::var("HOSTNAME")
         .or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"))
         .ok()?;
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// A socket on the first of these addresses that can be had.
+fn listen(addresses: &[SocketAddr]) -> Result<TcpListener, Failure> {
+    let named = addresses.last().map(ToString::to_string).unwrap_or_default();
+    TcpListener::bind(addresses)
+        .with_context(|| format!("cannot listen on {named}; choose with --http-listen"))
+        .map_err(Failure::Work)
+}
+
+fn http_listen(text: &str) -> Result<HttpListen, String> {
+    match text {
+        "off" => Ok(HttpListen::Off),
+        _ => text
+            .parse()
+            .map(HttpListen::At)
+            .map_err(|_| "neither ADDRESS:PORT, like 0.0.0.0:9402, nor off".into()),
+    }
 }
 
 fn fast_interval(text: &str) -> Result<u32, String> {

@@ -3,6 +3,8 @@
 use infer_proto::v1::{PodIdentity, Wanted};
 use infer_reader::Mapping;
 
+use crate::Credentials;
+
 /// What the sampler goes by; the decider may wish for other values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -60,8 +62,10 @@ pub struct Options {
     pub engine_url: String,
     /// Path of its metrics. None: the mapping's, or `/metrics`.
     pub metrics_path: Option<String>,
-    /// The decider's gRPC endpoint, `http://127.0.0.1:9400`.
+    /// The decider's gRPC endpoint, `http://127.0.0.1:9400`, or `https://…` with a CA in `credentials`.
     pub decider: String,
+    /// What the decider is trusted by, and what it is shown.
+    pub credentials: Credentials,
     /// Who this agent speaks for.
     pub pod: PodIdentity,
     /// Sampling, until the decider wishes otherwise.
@@ -74,6 +78,9 @@ pub struct Options {
     pub replay_max_bytes: usize,
     /// Longest time for saying goodbye.
     pub drain_ms: u32,
+    /// How long an idle engine is not believed to stay idle after a request for `/drain`: until then new requests may
+    /// still be on their way to this Pod.
+    pub drain_settle_ms: u32,
     /// How to read an engine that the agent does not know.
     pub mapping: Option<Mapping>,
 }
@@ -84,6 +91,7 @@ impl Default for Options {
             engine_url: "http://127.0.0.1:8000".into(),
             metrics_path: None,
             decider: "http://127.0.0.1:9400".into(),
+            credentials: Credentials::default(),
             pod: PodIdentity::default(),
             settings: Settings::default(),
             scrape_timeout_ms: None,
@@ -91,6 +99,7 @@ impl Default for Options {
             // 600 s at 1 Hz of a busy engine, see `ReplayLimits::for_settings`.
             replay_max_bytes: 1 << 20,
             drain_ms: 3_000,
+            drain_settle_ms: 2_000,
             mapping: None,
         }
     }

@@ -6,11 +6,12 @@ use infer_proto::v1::{Gauges, Sample, Scrape, scrape::Outcome};
 use infer_reader::{FastBody, FastPath, Reader, ReaderOptions};
 use tokio::{
     sync::watch,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     FetchError, Options, Path, Settings, Source,
+    drain::{LOOK_MS, Seen},
     schedule::{Schedule, Tick},
     shared::{Shared, stopped},
 };
@@ -26,6 +27,8 @@ pub(crate) struct Sampler<'a, S> {
     reader: Reader,
     shared: &'a Shared,
     settings: watch::Receiver<Settings>,
+    /// How many wait for the engine to run dry.
+    watchers: watch::Receiver<usize>,
     stop: watch::Receiver<bool>,
     /// Where in the interval this agent's full scrapes are, 0 to 1: random, so that a fleet does not scrape in step.
     phase: f64,
@@ -37,6 +40,8 @@ pub(crate) struct Sampler<'a, S> {
     last_queue: Option<Queue>,
     /// The engine has turned out not to have the cheap path; asked again when it restarts or changes.
     fast_missing: bool,
+    /// The engine says how many requests its HTTP server holds, which no cheap look does.
+    in_flight_known: bool,
     /// The engine has been in a sample.
     engine_said: bool,
     problem: Problem,
@@ -106,6 +111,7 @@ impl<'a, S: Source> Sampler<'a, S> {
             }),
             shared,
             settings: shared.settings.subscribe(),
+            watchers: shared.watchers.subscribe(),
             stop,
             phase: fastrand::f64(),
             scrape_timeout_ms: options.scrape_timeout_ms,
@@ -113,6 +119,7 @@ impl<'a, S: Source> Sampler<'a, S> {
             last_end_ms: 0,
             last_queue: None,
             fast_missing: false,
+            in_flight_known: false,
             engine_said: false,
             problem: Problem::default(),
         }
@@ -130,21 +137,21 @@ impl<'a, S: Source> Sampler<'a, S> {
         }
         loop {
             let settings = *self.settings.borrow_and_update();
+            let pace = self.pace(settings);
             // Not only after now: a timer may fire within the millisecond before its tick.
-            let (due_ms, tick) = self
-                .schedule(&settings)
-                .next(self.shared.clock.now_ms().max(last_tick_ms));
+            let (due_ms, tick) = self.schedule(&pace).next(self.shared.clock.now_ms().max(last_tick_ms));
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => break,
-                // The sender lives as long as `shared`.
+                // The senders live as long as `shared`.
                 _ = self.settings.changed() => continue,
+                _ = self.watchers.changed() => continue,
                 () = sleep_until(self.shared.clock.at(due_ms)) => {}
             }
             last_tick_ms = due_ms;
             let stopping = match tick {
                 Tick::Full => unless(stopped(&mut stop), self.scrape(self.scrape_timeout(&settings))).await,
-                Tick::Fast => unless(stopped(&mut stop), self.look(&settings)).await,
+                Tick::Fast => unless(stopped(&mut stop), self.look(&pace)).await,
             };
             if stopping {
                 break;
@@ -155,6 +162,29 @@ impl<'a, S: Source> Sampler<'a, S> {
         let half_drain = Duration::from_millis(u64::from(self.drain_ms / 2));
         self.scrape(self.scrape_timeout(&settings).min(half_drain)).await;
         self.shared.finish();
+    }
+
+    /// The settings, made faster while somebody waits for the engine to run dry, whatever was wished: by cheap looks
+    /// where they show all there is to know, or else by full scrapes.
+    fn pace(&mut self, settings: Settings) -> Settings {
+        if *self.watchers.borrow_and_update() == 0 {
+            return settings;
+        }
+        if self.fast_path().is_some() && !self.in_flight_known {
+            let fast_interval_ms = match settings.fast_interval_ms {
+                0 => LOOK_MS,
+                wished => wished.min(LOOK_MS),
+            };
+            return Settings {
+                fast_interval_ms,
+                ..settings
+            };
+        }
+        Settings {
+            interval_ms: settings.interval_ms.min(LOOK_MS),
+            fast_interval_ms: 0,
+            ..settings
+        }
     }
 
     fn schedule(&self, settings: &Settings) -> Schedule {
@@ -177,6 +207,7 @@ impl<'a, S: Source> Sampler<'a, S> {
     /// Reads everything and makes a sample of it, whatever comes.
     async fn scrape(&mut self, time: Duration) {
         let started_ms = self.shared.clock.now_ms();
+        let begun = Instant::now();
         let fetched = timeout(time, self.source.fetch(Path::Full)).await;
         let end_ms = self.shared.clock.now_ms();
         let mut sample = next_sample(&mut self.last_end_ms, end_ms);
@@ -208,7 +239,10 @@ impl<'a, S: Source> Sampler<'a, S> {
                 }
                 if advance.engine_restarted {
                     tracing::info!("the engine was restarted");
+                    self.shared.state().drain.engine_restarted();
                 }
+                self.in_flight_known = advance.gauges.in_flight.is_some();
+                self.shared.see(begun, Seen::in_gauges(&advance.gauges));
                 self.last_queue = Some(Queue::of(&advance.gauges));
                 sample.gauges = Some(advance.gauges);
                 sample.counters = Some(advance.counters);
@@ -216,6 +250,7 @@ impl<'a, S: Source> Sampler<'a, S> {
             }
             Err(error) => {
                 self.note_process(&error);
+                self.shared.see(begun, Seen::in_failure(error.outcome));
                 scrape.outcome = error.outcome.into();
                 scrape.http_status = error.http_status;
                 scrape.detail = error.detail.chars().take(MAX_DETAIL_CHARS).collect();
@@ -234,6 +269,7 @@ impl<'a, S: Source> Sampler<'a, S> {
         let time = Duration::from_millis(u64::from(settings.fast_interval_ms / 5 * 4).max(1));
         let time = time.min(self.scrape_timeout(settings));
         let started_ms = self.shared.clock.now_ms();
+        let begun = Instant::now();
         let gauges = match timeout(time, self.source.fetch(path)).await {
             Ok(Ok(body)) => {
                 let body = match path {
@@ -252,11 +288,13 @@ impl<'a, S: Source> Sampler<'a, S> {
             }
             Ok(Err(error)) => {
                 self.note_process(&error);
+                self.shared.see(begun, Seen::in_failure(error.outcome));
                 self.fast_missing |= error.outcome == Outcome::HttpStatus && error.http_status / 100 == 4;
                 return;
             }
             Err(_) => return,
         };
+        self.shared.see(begun, Seen::in_gauges(&gauges));
         let queue = Queue::of(&gauges);
         let Some(last_queue) = &self.last_queue else { return };
         if !queue.has_risen_by(settings.wake_on_waiting_rise, last_queue) {

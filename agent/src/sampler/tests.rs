@@ -3,7 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::{ReplayLimits, clock::Clock};
+use crate::{
+    ReplayLimits,
+    clock::Clock,
+    drain::{Answer, run_dry},
+};
 
 /// An engine in memory that takes its time.
 #[derive(Clone)]
@@ -15,6 +19,8 @@ struct Prepared {
 #[derive(Default)]
 struct World {
     waiting: u64,
+    /// Nothing runs.
+    idle: bool,
     answer_ms: u64,
     refuses: bool,
     /// Answers a filtered request with nothing.
@@ -35,9 +41,9 @@ impl Source for Prepared {
             });
         }
         let labels = r#"{engine="0",model_name="tiny"}"#;
-        let waiting = world.waiting;
+        let (running, waiting) = (u32::from(!world.idle), world.waiting);
         let mut text =
-            format!("vllm:num_requests_running{labels} 1.0\nvllm:num_requests_waiting{labels} {waiting}.0\n");
+            format!("vllm:num_requests_running{labels} {running}.0\nvllm:num_requests_waiting{labels} {waiting}.0\n");
         match path {
             Path::Full => text += "process_start_time_seconds 1.7e+09\n",
             Path::VllmFilter => {
@@ -62,7 +68,11 @@ struct Bench {
 
 /// A sampler at 1 Hz with looks at 4 Hz, its full scrapes at 0.5 s of each second.
 fn start() -> Bench {
-    let shared = Arc::new(Shared::new(Clock::start(), Settings::default(), 1 << 20));
+    start_with(Settings::default())
+}
+
+fn start_with(settings: Settings) -> Bench {
+    let shared = Arc::new(Shared::new(Clock::start(), settings, 1 << 20));
     let world = Arc::new(Mutex::new(World::default()));
     let (stop, stopping) = watch::channel(false);
     let source = Prepared {
@@ -221,4 +231,128 @@ async fn samples_are_as_small_as_the_limits_assume() {
     let state = bench.shared.state();
     let mean = state.replay.bytes() / state.replay.len();
     assert!(mean * limits.max_samples < limits.max_bytes, "{mean} bytes per sample");
+}
+
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Asks for a drain, and gives the answer and how long it took in milliseconds.
+fn drain(bench: &Bench, grace_s: u64) -> tokio::task::JoinHandle<(Answer, u128)> {
+    let shared = bench.shared.clone();
+    tokio::spawn(async move {
+        let begun = Instant::now();
+        let answer = run_dry(&shared, Duration::from_secs(grace_s), SETTLE).await;
+        (answer, begun.elapsed().as_millis())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_becomes_idle_is_dry_half_a_second_later() {
+    let bench = start();
+    bench.at(10_000).await;
+    let draining = drain(&bench, 600);
+    bench.at(17_100).await;
+    assert!(!draining.is_finished());
+    assert!(bench.shared.state().drain.reason(Instant::now()).is_some());
+    // One look that shows nothing is not enough.
+    bench.world.lock().unwrap().idle = true;
+    bench.at(17_300).await;
+    bench.world.lock().unwrap().idle = false;
+    bench.at(20_100).await;
+    assert!(!draining.is_finished());
+    bench.world.lock().unwrap().idle = true;
+    let (answer, waited_ms) = draining.await.expect("no panic");
+    assert_eq!(answer, Answer::Dry);
+    assert!((10_250..=10_750).contains(&waited_ms), "{waited_ms} ms");
+    assert!(
+        bench.shared.state().drain.reason(Instant::now()).is_some(),
+        "the Pod is still being stopped"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_engine_is_not_believed_before_the_endpoints_have_gone() {
+    let bench = start();
+    bench.world.lock().unwrap().idle = true;
+    bench.at(10_000).await;
+    let (answer, waited_ms) = drain(&bench, 30).await.expect("no panic");
+    assert_eq!(answer, Answer::Dry);
+    assert!((2_250..=2_750).contains(&waited_ms), "{waited_ms} ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_leaves_the_engine_time_for_its_own_end() {
+    for (grace_s, expected_ms) in [(30, 25_000), (6, 3_000), (1, 500), (0, 0)] {
+        let bench = start();
+        bench.at(10_000).await;
+        let (answer, waited_ms) = drain(&bench, grace_s).await.expect("no panic");
+        assert_eq!((answer, waited_ms), (Answer::OutOfTime, expected_ms));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_is_gone_is_dry_and_one_that_hangs_is_not() {
+    let bench = start();
+    bench.at(10_000).await;
+    bench.world.lock().unwrap().refuses = true;
+    let (answer, waited_ms) = drain(&bench, 30).await.expect("no panic");
+    assert_eq!(answer, Answer::Gone);
+    assert!((750..=1_250).contains(&waited_ms), "{waited_ms} ms");
+
+    let bench = start();
+    bench.world.lock().unwrap().idle = true;
+    bench.at(10_000).await;
+    bench.world.lock().unwrap().answer_ms = 1_000_000;
+    let (answer, _) = drain(&bench, 30).await.expect("no panic");
+    assert_eq!(answer, Answer::OutOfTime);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_engine_is_looked_at_often_while_a_drain_lasts_and_not_longer() {
+    for no_filter in [false, true] {
+        let bench = start_with(Settings {
+            interval_ms: 60_000,
+            fast_interval_ms: 0,
+            ..Settings::default()
+        });
+        bench.world.lock().unwrap().no_filter = no_filter;
+        bench.at(40_000).await;
+        assert_eq!(bench.ends_ms(), [0, 30_000]);
+        let draining = drain(&bench, 600);
+        bench.at(45_000).await;
+        let looks = bench.world.lock().unwrap().fast_requests;
+        let scrapes = bench.samples().len();
+        match no_filter {
+            false => assert!(
+                (19..=21).contains(&looks) && scrapes == 2,
+                "{looks} looks, {scrapes} scrapes"
+            ),
+            true => assert!(
+                looks <= 1 && (20..=22).contains(&scrapes),
+                "{looks} looks, {scrapes} scrapes"
+            ),
+        }
+        draining.abort();
+        bench.at(45_300).await;
+        let looks = bench.world.lock().unwrap().fast_requests;
+        let scrapes = bench.samples().len();
+        bench.at(89_000).await;
+        assert_eq!(bench.world.lock().unwrap().fast_requests, looks);
+        assert_eq!(bench.samples().len(), scrapes, "nobody waits any more");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_started_again_is_in_service_again() {
+    let bench = start();
+    bench.world.lock().unwrap().idle = true;
+    bench.at(10_000).await;
+    let (answer, _) = drain(&bench, 600).await.expect("no panic");
+    assert_eq!(answer, Answer::Dry);
+    let draining = |bench: &Bench| bench.shared.state().drain.reason(Instant::now()).is_some();
+    bench.world.lock().unwrap().refuses = true;
+    bench.at(20_000).await;
+    assert!(draining(&bench));
+    bench.world.lock().unwrap().refuses = false;
+    bench.at(21_600).await;
+    assert!(!draining(&bench), "the container was restarted, the Pod stays");
 }

@@ -28,7 +28,14 @@ fn mistakes_end_with_2_and_a_reason() {
     check(&["run", "--interval-ms", "3"], 2, "200..=60000");
     check(&["run", "--fast-interval-ms", "3"], 2, "0 (off)");
     check(&["run", "--engine-url", "localhost:8000"], 2, "http://HOST:PORT");
-    check(&["run", "--decider", "https://decider:9400"], 2, "TLS is not supported");
+    check(&["run", "--decider", "https://decider:9400"], 2, "INFER_AGENT_CA_PEM");
+    check(
+        &["run", "--decider", "https://decider:9400", "--ca-pem", "ca.pem"],
+        2,
+        "-----BEGIN CERTIFICATE-----",
+    );
+    check(&["run", "--token-file", "token"], 2, "over https:// only");
+    check(&["run", "--http-listen", "9402"], 2, "0.0.0.0:9402");
     check(&["run", "--mapping", "no-such-file.yaml"], 2, "no-such-file.yaml");
     check(
         &["run", "--mapping", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")],

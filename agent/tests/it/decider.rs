@@ -3,13 +3,16 @@
 use std::{net::SocketAddr, pin::Pin, time::Instant};
 
 use infer_proto::v1::{
-    Ack, AgentMessage, DeciderMessage, Goodbye, Hello, Redirect, Sample, Wanted, Welcome, agent_message,
+    Ack, AgentMessage, DeciderMessage, Drain, Goodbye, Hello, Redirect, Sample, Wanted, Welcome, agent_message,
     decider_message,
     telemetry_server::{Telemetry, TelemetryServer},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 use crate::PATIENCE;
 
@@ -25,6 +28,10 @@ pub(crate) struct Manners {
     pub(crate) refuses: bool,
     /// Sends everybody there instead of a welcome.
     pub(crate) redirects_to: Option<String>,
+    /// Its certificate; without one it speaks plain HTTP.
+    pub(crate) tls: Option<Identity>,
+    /// Closes every stream without this token with UNAUTHENTICATED.
+    pub(crate) token: Option<&'static str>,
 }
 
 impl Default for Manners {
@@ -36,6 +43,8 @@ impl Default for Manners {
             wanted_later: None,
             refuses: false,
             redirects_to: None,
+            tls: None,
+            token: None,
         }
     }
 }
@@ -49,6 +58,7 @@ pub(crate) struct Connection {
     /// As stamped by the agent, of every message.
     pub(crate) sent_ms: Vec<u64>,
     pub(crate) goodbye: Option<Goodbye>,
+    pub(crate) authorization: Option<String>,
 }
 
 impl Connection {
@@ -65,6 +75,8 @@ impl Connection {
 pub(crate) struct Decider {
     address: SocketAddr,
     heard: watch::Sender<Vec<Connection>>,
+    orders: broadcast::Sender<decider_message::Body>,
+    scheme: &'static str,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -83,27 +95,42 @@ impl Decider {
         let socket = std::net::TcpListener::bind(address).expect("a free port");
         socket.set_nonblocking(true).expect("nonblocking");
         let address = socket.local_addr().expect("bound");
+        let orders = broadcast::Sender::new(16);
+        let mut server = Server::builder();
+        let mut scheme = "http";
+        if let Some(identity) = &manners.tls {
+            let tls = ServerTlsConfig::new().identity(identity.clone());
+            server = server.tls_config(tls).expect("a certificate");
+            scheme = "https";
+        }
         let service = TelemetryServer::new(Ears {
             manners,
             heard: heard.clone(),
+            orders: orders.clone(),
         });
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(socket).expect("a listener");
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-            let _ = Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming)
-                .await;
+            let _ = server.add_service(service).serve_with_incoming(incoming).await;
         });
         Self {
             address,
             heard,
+            orders,
+            scheme,
             runtime: Some(runtime),
         }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Tells every agent that is connected.
+    pub(crate) fn drain(&self, draining: bool) {
+        let reason = "3 replicas are enough".into();
+        let drain = decider_message::Body::Drain(Drain { draining, reason });
+        self.orders.send(drain).expect("an agent is connected");
     }
 
     /// Waits until what was heard is as wanted, and returns it.
@@ -146,6 +173,7 @@ impl Drop for Decider {
 struct Ears {
     manners: Manners,
     heard: watch::Sender<Vec<Connection>>,
+    orders: broadcast::Sender<decider_message::Body>,
 }
 
 #[tonic::async_trait]
@@ -153,6 +181,7 @@ impl Telemetry for Ears {
     type ReportStream = Pin<Box<dyn Stream<Item = Result<DeciderMessage, Status>> + Send>>;
 
     async fn report(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::ReportStream>, Status> {
+        let authorization = request.metadata().get("authorization").cloned();
         let mut messages = request.into_inner();
         let first = messages
             .next()
@@ -169,14 +198,24 @@ impl Telemetry for Ears {
                 samples: Vec::new(),
                 sent_ms: vec![first.sent_ms],
                 goodbye: None,
+                authorization: authorization
+                    .as_ref()
+                    .map(|value| value.to_str().expect("ASCII").to_owned()),
             });
         });
+        if let Some(token) = self.manners.token
+            && authorization.is_none_or(|value| value != format!("Bearer {token}"))
+        {
+            return Err(Status::unauthenticated("who are you?"));
+        }
         if self.manners.refuses {
             return Err(Status::invalid_argument("I do not like you"));
         }
         let (answers, stream) = mpsc::channel(16);
         let manners = self.manners.clone();
         let heard = self.heard.clone();
+        let mut orders = self.orders.subscribe();
+        let said = answers.clone();
         let say = |body| Ok(DeciderMessage { body: Some(body) });
         tokio::spawn(async move {
             if let Some(endpoint) = manners.redirects_to {
@@ -193,6 +232,11 @@ impl Telemetry for Ears {
                 wanted: manners.wanted,
             };
             let _ = answers.send(say(decider_message::Body::Welcome(welcome))).await;
+            let relay = tokio::spawn(async move {
+                while let Ok(order) = orders.recv().await {
+                    let _ = said.send(say(order)).await;
+                }
+            });
             while let Some(Ok(message)) = messages.next().await {
                 let mut ack = None;
                 heard.send_modify(|heard| {
@@ -214,6 +258,7 @@ impl Telemetry for Ears {
                     let _ = answers.send(say(decider_message::Body::Ack(Ack { sequence }))).await;
                 }
             }
+            relay.abort();
             if !manners.acks {
                 // One that hangs does not end the stream either.
                 std::future::pending::<()>().await;

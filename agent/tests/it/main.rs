@@ -4,13 +4,18 @@
 
 mod cli;
 mod decider;
+mod drain;
 mod engine;
 mod failures;
 mod goodbye;
 mod replay;
 mod sampling;
+mod tls;
 
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
 
 use infer_agent::{Agent, Error, Options, Settings, Summary};
 use infer_proto::v1::PodIdentity;
@@ -27,8 +32,19 @@ struct Running {
 
 impl Running {
     fn start(options: Options) -> Self {
+        Self::run(Agent::new(options))
+    }
+
+    /// One that serves HTTP, and where.
+    fn start_with_http(options: Options) -> (Self, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        (Self::run(Agent::new(options).with_http(listener)), address)
+    }
+
+    fn run(agent: Agent) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(Agent::new(options).run(async {
+        let task = tokio::spawn(agent.run(async {
             let _ = stopped.await;
         }));
         Self { stop, task }
