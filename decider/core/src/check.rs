@@ -27,6 +27,16 @@ pub enum Violation {
         /// Allowed.
         min: u32,
     },
+    /// Shrinking below what another role needs.
+    #[error("shrinking from {from} to {to}, below the {fewest} that the ratio to another role asks for")]
+    BreaksRatio {
+        /// Present.
+        from: u32,
+        /// Planned.
+        to: u32,
+        /// Asked for.
+        fewest: u32,
+    },
     /// Shrinking in panic.
     #[error("shrinking from {from} to {to} in panic")]
     ShrinksInPanic {
@@ -125,6 +135,13 @@ pub fn check(plan: &Plan, inputs: &Inputs, now: TimeMs) -> Result<(), Violation>
     // Down to a maximum that was lowered is the operator's word, as an override is.
     let ordered = forced || to == inputs.bounds.max;
     if to < from && !ordered {
+        if to < inputs.fewest {
+            return Err(Violation::BreaksRatio {
+                from,
+                to,
+                fewest: inputs.fewest,
+            });
+        }
         if plan.mode == Mode::Panic {
             return Err(Violation::ShrinksInPanic { from, to });
         }

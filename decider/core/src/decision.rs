@@ -31,6 +31,9 @@ pub struct Inputs {
     pub gateway_waiting: Option<f64>,
     /// Whether any request is known to be anywhere: running, waiting or held.
     pub busy: bool,
+    /// Fewest replicas that the count of another role allows, see [`crate::roles`]; 0: none is asked for.
+    #[serde(default)]
+    pub fewest: u32,
 }
 
 /// Who decides.
@@ -120,6 +123,31 @@ impl Memory {
         }
     }
 
+    /// From `now` on, looks back on nothing but that there were `spec` replicas: that counts as a wish, so stabilisation and
+    /// delay start anew from there. For whoever does not know all that was wished for in the windows that the policy looks
+    /// back on: he never shrinks because of what he does not know.
+    pub fn stabilize_anew(&mut self, spec: u32, now: TimeMs) {
+        self.recommendations.push(Recommendation {
+            at: now,
+            replicas: spec,
+        });
+        if let Some(delay) = &mut self.kpa.delay {
+            delay.record(now, spec);
+        }
+    }
+
+    /// Makes what a predecessor remembered, perhaps a while ago, one's own: stabilisation starts anew, panic that held then is
+    /// taken to hold now, and somebody may have been served up to now.
+    pub fn take_over(&mut self, spec: u32, now: TimeMs) {
+        self.stabilize_anew(spec, now);
+        if self.kpa.in_panic() {
+            self.kpa.panic_since = Some(now);
+            // What was wanted in a panic of the past is not wanted now.
+            self.kpa.max_panic_replicas = spec;
+        }
+        self.last_busy = now;
+    }
+
     /// Nothing in it is dated after `now`. A system clock that was set back between two runs would else hold wishes,
     /// changes and panic for as long as it was wrong.
     pub fn not_after(&mut self, now: TimeMs) {
@@ -186,6 +214,8 @@ pub enum Rule {
     Stabilization,
     /// HPA's rate policies.
     Rate,
+    /// The ratio to another role.
+    Ratio,
     /// min and max.
     Bounds,
     /// A person's word.
@@ -207,6 +237,7 @@ impl Rule {
             Rule::HalfFilledWindow => "halfFilledWindow",
             Rule::Stabilization => "stabilization",
             Rule::Rate => "rate",
+            Rule::Ratio => "ratio",
             Rule::Bounds => "bounds",
             Rule::Override => "override",
         }
@@ -282,6 +313,18 @@ impl Record {
     pub fn recomputes(&self) -> bool {
         let (memory, outcome) = crate::evaluate::evaluate(&self.policy, &self.memory, &self.inputs);
         memory == self.memory_after && outcome == self.outcome
+    }
+
+    /// Replicas that would have been wanted without regard to another role.
+    pub fn desired_alone(&self) -> u32 {
+        if self.inputs.fewest == 0 {
+            return self.outcome.desired;
+        }
+        let alone = Inputs {
+            fewest: 0,
+            ..self.inputs.clone()
+        };
+        crate::evaluate::evaluate(&self.policy, &self.memory, &alone).1.desired
     }
 }
 

@@ -45,6 +45,7 @@ pub fn evaluate(policy: &Policy, memory: &Memory, inputs: &Inputs) -> (Memory, O
     evaluation.guard_shrinking(&metrics);
     evaluation.stabilize();
     evaluation.limit_rate();
+    evaluation.keep_ratio();
     evaluation.clamp_to_bounds();
     evaluation.obey_override();
     evaluation.remember_change();
@@ -215,7 +216,9 @@ impl Evaluation<'_> {
                 output.panic_ratio, output.stable, output.panic, output.floor, output.ceiling
             )
         });
-        let near = self.current > 0 && (demand.stable / f64::from(self.current) - 1.0).abs() <= self.policy.tolerance;
+        // Fewer than the activation scale is no count to be kept: a little less load would want that many.
+        let kept = self.current > 0 && self.current >= kpa.activation_scale;
+        let near = kept && (demand.stable / f64::from(self.current) - 1.0).abs() <= self.policy.tolerance;
         if near && self.mode == Mode::Stable {
             let (current, percent) = (self.current, self.policy.tolerance * 100.0);
             self.turn(Rule::Tolerance, current, || {
@@ -343,6 +346,13 @@ impl Evaluation<'_> {
             Limit::ScaleUpLimit => format!("the scale-up policies allow {limited} now"),
             Limit::ScaleDownLimit => format!("the scale-down policies allow {limited} now"),
             _ => format!("limited to {limited} by the binding"),
+        });
+    }
+
+    fn keep_ratio(&mut self) {
+        let fewest = self.inputs.fewest;
+        self.turn(Rule::Ratio, self.desired.max(fewest), || {
+            format!("the ratio to the other role asks for at least {fewest}")
         });
     }
 

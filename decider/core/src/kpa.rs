@@ -39,6 +39,17 @@ impl KpaMemory {
         self.panic_since.is_some()
     }
 
+    /// Gives the delay window the policy's shape and keeps what still fits. Whether it now looks back on more than it knows.
+    pub fn fit(&mut self, policy: &KpaPolicy) -> bool {
+        match (&mut self.delay, delay_window(policy)) {
+            (Some(delay), Some(_)) => delay.resize(policy.scale_down_delay_s),
+            (delay, window) => {
+                *delay = window;
+                delay.is_some()
+            }
+        }
+    }
+
     /// Nothing in it is dated after `now`.
     pub fn not_after(&mut self, now: TimeMs) {
         self.panic_since = self.panic_since.map(|since| since.min(now));

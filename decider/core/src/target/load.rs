@@ -28,6 +28,32 @@ impl LoadWindow {
         }
     }
 
+    /// The windows of a policy that has come into force while the target lives: those from `before` where they are the same,
+    /// else filled with what the history holds.
+    pub(super) fn renewed(metric: Metric, kpa: &KpaPolicy, before: &[LoadWindow], history: &History) -> Self {
+        let mut window = LoadWindow::new(metric, kpa);
+        let same = |before: &&LoadWindow| {
+            let length = |window: &LoadWindow| [&window.stable, &window.panic].map(TimedBuckets::bucket_count);
+            before.metric == metric && length(before) == length(&window)
+        };
+        if let Some(same) = before.iter().find(same) {
+            return same.clone();
+        }
+        let Some(last) = history.newest_second() else {
+            return window;
+        };
+        let length = window.stable.bucket_count().max(window.panic.bucket_count()) as i64;
+        for second in last - length + 1..=last {
+            let at = TimeMs(second * SECOND_MS);
+            let (gauges, gateway) = history.at(at);
+            if let Some(value) = window.value(&gauges, gateway) {
+                window.stable.record(at, value);
+                window.panic.record(at, value);
+            }
+        }
+        window
+    }
+
     fn value(&self, gauges: &Gauges, gateway: Option<f64>) -> Option<f64> {
         let held = |level: Option<f64>| match (level, gateway) {
             (None, None) => None,
@@ -103,6 +129,26 @@ impl History {
         }
     }
 
+    /// Reaches back at least `horizon_s` seconds from now on, and keeps what there is.
+    pub(super) fn reach_back(&mut self, horizon_s: usize, now: TimeMs) {
+        let windows = self.totals.iter_mut().chain([&mut self.pod_seconds, &mut self.known]);
+        for window in windows.filter(|window| window.bucket_count() < horizon_s) {
+            window.resize(horizon_s as f64, now);
+        }
+    }
+
+    /// The totals of a second: replicas', and what was held before them.
+    pub(super) fn at(&self, at: TimeMs) -> (Gauges, Option<f64>) {
+        let total = |index: usize| -> Option<f64> { self.totals[index].value(at) };
+        let gauges = Gauges {
+            running: total(RUNNING),
+            waiting: total(WAITING),
+            kv_usage: total(KV_USAGE),
+            asleep: false,
+        };
+        (gauges, total(GATEWAY))
+    }
+
     pub(super) fn settled(&self) -> Option<i64> {
         self.settled
     }
@@ -110,6 +156,12 @@ impl History {
     /// The second a tick has written last.
     pub(super) fn last_second(&self) -> Option<i64> {
         self.last
+    }
+
+    /// The last one that anything is known of, replayed ones included.
+    fn newest_second(&self) -> Option<i64> {
+        let written = self.totals.iter().filter_map(TimedBuckets::last_write).max();
+        written.map(|at| at.0.div_euclid(SECOND_MS))
     }
 
     /// Writes a second's totals. `fresh` of the replicas have told them; `known` says whether that is anything.

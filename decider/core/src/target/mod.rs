@@ -1,6 +1,8 @@
 //! One target: its replicas, their windows, its memory; `observe` and `decide`.
 
+mod change;
 mod load;
+mod measure;
 mod pod;
 mod share;
 mod survey;
@@ -12,18 +14,17 @@ use std::{
 
 use crate::{
     TimeMs,
-    decision::{Control, DataState, Inputs, Measured, Memory, Plan, Record},
+    decision::{Control, Memory, Plan, Record},
     evaluate::evaluate,
-    histogram::{BoundedHistogram, QuantileBounds},
     policy::{Bounds, Metric, Policy},
     sample::{Counters, Gauges, Sample},
-    signal::Signal,
     window::{CounterRing, HistogramRing, SlidingHistogram},
 };
 
+use change::{horizon_s, latency_windows, load_windows};
 use load::{History, LoadWindow};
 use share::{NOTHING, counter_of, spread};
-use survey::{Known, Survey};
+use survey::Survey;
 
 pub use pod::{Boot, Claim, Phase, PodState, PodView};
 
@@ -67,12 +68,23 @@ pub struct FleetView {
     pub pods: Vec<PodView>,
 }
 
+/// What a memory does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Gap {
+    None,
+    /// A window of the policy looks back further than it is remembered.
+    Window,
+    /// What came after it was written.
+    SinceWritten,
+}
+
 /// State of one target. All methods are synchronous and take the time as an argument.
 #[derive(Debug, Clone)]
 pub struct Target {
     name: String,
     policy: Arc<Policy>,
     bounds: Bounds,
+    fewest: u32,
     control: Control,
     memory: Option<Memory>,
     spec: u32,
@@ -88,21 +100,33 @@ pub struct Target {
     latencies: Vec<SlidingHistogram>,
     horizon_s: usize,
     since: TimeMs,
+    /// Since when the replicas are asked for everything that the policy's metrics are made of. What they told before may have
+    /// lacked some of it.
+    asked_since: TimeMs,
+    /// What `memory` does not know of the windows that the policy looks back on.
+    gap: Gap,
     /// The newest second in which a request was anywhere, as far as samples tell, replayed ones included.
     last_busy: Option<TimeMs>,
 }
 
 impl Target {
-    /// A target that nothing is known of yet. `memory` is what a predecessor remembered.
+    /// A target that nothing is known of yet. `memory` is what a predecessor remembered until just now; of an older one
+    /// [`Target::take_over`] must be told.
     pub fn new(name: &str, policy: Arc<Policy>, bounds: Bounds, mut memory: Option<Memory>, now: TimeMs) -> Self {
         let horizon_s = horizon_s(&policy);
+        let mut gap = Gap::None;
         if let Some(memory) = &mut memory {
             memory.not_after(now);
+            // The policy may have changed in between.
+            if memory.kpa.fit(&policy.kpa) {
+                gap = Gap::Window;
+            }
         }
         Target {
             name: name.to_owned(),
             loads: load_windows(&policy),
             bounds,
+            fewest: 0,
             control: Control::Auto,
             memory,
             spec: 0,
@@ -116,6 +140,9 @@ impl Target {
             latencies: latency_windows(&policy),
             horizon_s,
             since: now,
+            // What is replayed was asked for by a predecessor.
+            asked_since: TimeMs(i64::MIN),
+            gap,
             last_busy: None,
             policy,
         }
@@ -146,6 +173,11 @@ impl Target {
         self.control = control;
     }
 
+    /// Sets the fewest replicas that the count of another role allows; 0: none is asked for. Whether that is new.
+    pub fn set_fewest(&mut self, fewest: u32) -> bool {
+        std::mem::replace(&mut self.fewest, fewest) != fewest
+    }
+
     /// Replicas asked of the backend, as last seen.
     pub fn spec(&self) -> u32 {
         self.spec
@@ -154,6 +186,11 @@ impl Target {
     /// Every replica.
     pub fn pods(&self) -> impl Iterator<Item = &PodState> {
         self.pods.values()
+    }
+
+    /// A replica; `None` for one that is not there.
+    pub fn pod(&self, name: &str) -> Option<&PodState> {
+        self.pods.get(name)
     }
 
     /// Where a replica is in its life; `None` for one that is not there.
@@ -355,131 +392,6 @@ impl Target {
             })
     }
 
-    /// Share of the last `window_s` seconds that is known: of their (ready replica × second) those with a sample, and no
-    /// more than the share of seconds of which anything is known at all.
-    pub fn completeness(&self, now: TimeMs, window_s: f64) -> f64 {
-        let since: Vec<TimeMs> = self.ready().filter_map(|state| state.view.ready_since).collect();
-        self.completeness_of(&since, now, window_s)
-    }
-
-    /// `since` says since when each ready replica serves.
-    fn completeness_of(&self, since: &[TimeMs], now: TimeMs, window_s: f64) -> f64 {
-        let expected: f64 = since.iter().map(|since| now.since_s(*since).clamp(0.0, window_s)).sum();
-        let newest = since.iter().max().copied().unwrap_or_default();
-        let ready_at = |at: TimeMs| match at >= newest {
-            true => since.len(),
-            false => since.iter().filter(|since| **since <= at).count(),
-        };
-        // A target that has not lived through a window knows nothing of it, however few its replicas.
-        let lived = (self.history.known_s(now, window_s) / window_s).min(1.0);
-        // A replica's first second is seldom whole.
-        let told = if expected < 2.0 {
-            1.0
-        } else {
-            (self.history.pod_seconds(now, window_s, ready_at) / expected).min(1.0)
-        };
-        lived.min(told)
-    }
-
-    /// What is known at `now`.
-    fn inputs(&self, now: TimeMs, survey: &Survey) -> Inputs {
-        let kpa = &self.policy.kpa;
-        let Known {
-            expected,
-            fresh,
-            informed,
-        } = survey.known;
-        // Replicas that all keep silent hide the load; only a fleet of none is known by its front door alone.
-        let known = fresh > 0 || (expected == 0 && self.gateway.is_some());
-        let mut loads = self.loads.iter();
-        let metrics = self
-            .policy
-            .metrics
-            .iter()
-            .map(|metric| match metric.metric {
-                Metric::Latency { signal, quantile } if known => Measured::Latency {
-                    stable: self.latency(now, kpa.stable_window_s, signal, quantile),
-                    panic: self.latency(now, kpa.panic_window_s(), signal, quantile),
-                },
-                Metric::Latency { .. } => Measured::Absent,
-                Metric::PromptTokensPerSecond | Metric::GenerationTokensPerSecond | Metric::RequestsPerSecond => {
-                    let counter = counter_of(&metric.metric).filter(|_| known);
-                    counter.map_or(Measured::Absent, |counter| self.rate_of(now, counter))
-                }
-                Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage => loads
-                    .next()
-                    .filter(|_| known)
-                    .map_or(Measured::Absent, |load| load.measure(now)),
-            })
-            .collect();
-        Inputs {
-            now,
-            bounds: self.bounds,
-            control: self.control,
-            replicas: survey.replicas,
-            data: DataState {
-                expected,
-                fresh: informed,
-                completeness: self.completeness_of(&survey.since, now, kpa.stable_window_s),
-            },
-            metrics,
-            gateway_waiting: self.gateway,
-            busy: survey.busy || self.gateway.is_some_and(|waiting| waiting > 0.0),
-        }
-    }
-
-    fn latency(&self, now: TimeMs, window_s: f64, signal: Signal, quantile: f64) -> Option<QuantileBounds> {
-        let window_s = window_s as usize;
-        let mut sliding = self.latencies.iter();
-        match sliding.find_map(|latency| latency.of(signal, window_s, now)) {
-            Some(latency) => latency.quantile(quantile),
-            None => self.histograms.merged(now, window_s, signal).quantile(quantile),
-        }
-    }
-
-    fn rate_of(&self, now: TimeMs, counter: usize) -> Measured {
-        let tells = |state: &PodState| state.is_fresh(now) && state.counter_told(counter, now).is_some();
-        if self.ready().any(|state| !state.is_new(now)) && !self.ready().any(tells) {
-            return Measured::Absent;
-        }
-        let kpa = &self.policy.kpa;
-        let rate = |window_s: f64| self.counter(now, window_s as usize, counter).1;
-        Measured::Load {
-            stable: rate(kpa.stable_window_s),
-            panic: rate(kpa.panic_window_s()),
-        }
-    }
-
-    /// A counter's sum and rate over the last `window_s` whole seconds, by its position in [`Counters::NAMES`]. They end
-    /// where all replicas with fresh data have told it: what a slow reporter has yet to tell is not zero.
-    pub fn counter(&self, now: TimeMs, window_s: usize, counter: usize) -> (u64, f64) {
-        let told = self
-            .ready()
-            .filter(|state| state.is_fresh(now))
-            .filter_map(|state| state.counter_told(counter, now));
-        // A second that is not over yet is not whole.
-        let end_s = told.min().map_or(now, |told| told.min(now)).0.div_euclid(1000);
-        let window_s = window_s.clamp(1, self.horizon_s);
-        let sum = self.counters[counter].sum(TimeMs((end_s - 1) * 1000), window_s);
-        let lived_s = self.history.span_s(TimeMs(end_s * 1000), window_s as f64).max(1.0);
-        (sum, sum as f64 / lived_s)
-    }
-
-    /// A counter's sum over the last `window_s` seconds, the present one included.
-    pub fn count(&self, now: TimeMs, window_s: usize, counter: usize) -> u64 {
-        self.counters[counter].sum(now, window_s)
-    }
-
-    /// Latencies of the last `window_s` seconds over all replicas.
-    pub fn histogram(&self, now: TimeMs, window_s: usize, signal: Signal) -> BoundedHistogram {
-        self.histograms.merged(now, window_s, signal)
-    }
-
-    /// Average and latest total of each gauge over the last `window_s` seconds: (name, average, latest).
-    pub fn gauges(&self, now: TimeMs, window_s: f64) -> Vec<(&'static str, Option<f64>, Option<f64>)> {
-        self.history.gauges(now, window_s)
-    }
-
     /// Decides. Returns the record, and a plan when the outcome is not what the backend has.
     ///
     /// The plan counts as made until the caller says with [`Target::refused`] that it was not.
@@ -490,10 +402,20 @@ impl Target {
             latency.advance(&self.histograms, now);
         }
         let inputs = self.inputs(now, &survey);
+        let gap = std::mem::replace(&mut self.gap, Gap::None);
         let mut memory = match self.memory.take() {
             Some(memory) => memory,
-            None => Memory::start(&self.policy, inputs.replicas.ready, now),
+            None => {
+                let mut memory = Memory::start(&self.policy, inputs.replicas.ready, now);
+                memory.stabilize_anew(inputs.replicas.spec, now);
+                memory
+            }
         };
+        match gap {
+            Gap::None => {}
+            Gap::Window => memory.stabilize_anew(inputs.replicas.spec, now),
+            Gap::SinceWritten => memory.take_over(inputs.replicas.spec, now),
+        }
         // Requests shorter than a sample's interval show in no gauge.
         memory.last_busy = self
             .last_busy
@@ -525,35 +447,4 @@ impl Target {
             memory.events.forget(plan.at);
         }
     }
-}
-
-/// Windows for the metrics that are levels; rates and latencies have rings of their own.
-fn load_windows(policy: &Policy) -> Vec<LoadWindow> {
-    let level = |metric: &Metric| {
-        matches!(
-            metric,
-            Metric::Waiting | Metric::Running | Metric::Concurrency | Metric::KvUsage
-        )
-    };
-    let metrics = policy.metrics.iter().map(|metric| metric.metric).filter(level);
-    metrics.map(|metric| LoadWindow::new(metric, &policy.kpa)).collect()
-}
-
-/// A stable and a panic window for every latency that the policy looks at.
-fn latency_windows(policy: &Policy) -> Vec<SlidingHistogram> {
-    let mut windows = Vec::new();
-    for metric in &policy.metrics {
-        if let Metric::Latency { signal, .. } = metric.metric {
-            for window_s in [policy.kpa.stable_window_s, policy.kpa.panic_window_s()] {
-                windows.push(SlidingHistogram::new(signal, window_s as usize));
-            }
-        }
-    }
-    windows
-}
-
-/// Long enough for every window of the policy, and for a person to look back ten minutes.
-fn horizon_s(policy: &Policy) -> usize {
-    const LOOK_BACK_S: f64 = 600.0;
-    policy.kpa.stable_window_s.max(LOOK_BACK_S).ceil() as usize
 }

@@ -133,6 +133,16 @@ impl TimedBuckets {
         starts.zip(values.copied()).take(count)
     }
 
+    /// The bucket of `at`; `None` where the window no longer reaches back to it, and outside of what was written.
+    pub fn value(&self, at: TimeMs) -> Option<f64> {
+        let (first, last) = self.written?;
+        let start = self.start_of(at);
+        let reach = TimeMs(last.0 - (self.buckets.len() as i64 - 1) * self.granularity_ms);
+        (first.max(reach)..=last)
+            .contains(&start)
+            .then(|| self.buckets[self.index_of(start)])
+    }
+
     /// Sum over the window that ends at `now`.
     pub fn sum(&self, now: TimeMs) -> f64 {
         self.newest_first(now).map(|(_, value)| value).sum()

@@ -35,6 +35,11 @@ impl MaxWindow {
         self.queue.push_back((index, value));
     }
 
+    /// Changes how many indexes are looked back on. What a shorter window has forgotten, a longer one does not know.
+    pub fn resize(&mut self, size: i64) {
+        self.size = size.max(1);
+    }
+
     /// The largest value in the window of the last record; 0 before the first.
     pub fn current(&self) -> u32 {
         self.queue.front().map_or(0, |(_, value)| *value)
@@ -52,11 +57,17 @@ impl MaxTimeWindow {
     /// The largest value of the last `window_s` seconds, to a granularity of `granularity_ms`.
     pub fn new(window_s: f64, granularity_ms: i64) -> Self {
         let granularity_ms = granularity_ms.max(1);
-        let steps = (window_s * 1000.0 / granularity_ms as f64).ceil() as i64;
         MaxTimeWindow {
             granularity_ms,
-            window: MaxWindow::new(steps),
+            window: MaxWindow::new(steps(window_s, granularity_ms)),
         }
+    }
+
+    /// Changes the window's length and keeps what still fits. Whether it has become longer: then part of it is not known.
+    pub fn resize(&mut self, window_s: f64) -> bool {
+        let before = self.window.size;
+        self.window.resize(steps(window_s, self.granularity_ms));
+        self.window.size > before
     }
 
     /// Records `value` at `now`.
@@ -84,4 +95,8 @@ impl MaxTimeWindow {
     pub fn current(&self) -> u32 {
         self.window.current()
     }
+}
+
+fn steps(window_s: f64, granularity_ms: i64) -> i64 {
+    (window_s * 1000.0 / granularity_ms as f64).ceil() as i64
 }

@@ -51,6 +51,19 @@ impl<T: Default + Clone> Ring<T> {
         Some(&mut slot.value)
     }
 
+    /// Reaches back at least `horizon_s` seconds from now on, and keeps what there is.
+    fn reach_back(&mut self, horizon_s: usize) {
+        if horizon_s <= self.slots.len() {
+            return;
+        }
+        let before = std::mem::replace(&mut self.slots, Ring::<T>::new(horizon_s).slots);
+        let oldest = self.newest.map_or(i64::MAX, |newest| newest - before.len() as i64 + 1);
+        for slot in before.into_iter().filter(|slot| slot.second >= oldest) {
+            let place = slot.second.rem_euclid(horizon_s as i64) as usize;
+            self.slots[place] = slot;
+        }
+    }
+
     /// Buckets with data of the `window_s` seconds up to and including the one of `last`.
     fn over(&self, last: TimeMs, window_s: usize) -> impl Iterator<Item = &T> {
         let len = self.slots.len() as i64;
@@ -76,6 +89,11 @@ impl CounterRing {
     /// Adds `count` to the second of `at`; `false` when that is too long ago.
     pub fn record(&mut self, at: TimeMs, count: u64) -> bool {
         self.0.slot(at).map(|slot| *slot = slot.saturating_add(count)).is_some()
+    }
+
+    /// Reaches back at least `horizon_s` seconds from now on, and keeps what there is.
+    pub fn reach_back(&mut self, horizon_s: usize) {
+        self.0.reach_back(horizon_s);
     }
 
     /// Sum over the `window_s` seconds up to and including the one of `last`.
@@ -105,6 +123,11 @@ impl HistogramRing {
             }
             None => false,
         }
+    }
+
+    /// Reaches back at least `horizon_s` seconds from now on, and keeps what there is.
+    pub fn reach_back(&mut self, horizon_s: usize) {
+        self.0.reach_back(horizon_s);
     }
 
     fn second(&self, second: i64, signal: Signal) -> Option<&BoundedHistogram> {

@@ -100,6 +100,7 @@ prop_compose! {
         (blind, completeness) in (0u32..3, prop_oneof![Just(1.0), 0.0f64..1.0]),
         gateway_waiting in prop::option::of(prop_oneof![Just(0.0), 0.0f64..50.0]),
         busy in any::<bool>(),
+        fewest in prop_oneof![3 => Just(0u32), 1 => 0u32..20],
     ) -> Inputs {
         Inputs {
             now: NOW,
@@ -110,6 +111,7 @@ prop_compose! {
             metrics,
             gateway_waiting,
             busy: busy || gateway_waiting.is_some_and(|waiting| waiting > 0.0),
+            fewest,
         }
     }
 }
@@ -358,4 +360,16 @@ fn an_objective_on_a_bucket_edge_is_decidable() {
     assert!(decide(250.0, 500.0) < 4, "all below");
     // The bucket that ends at the objective holds it, with room to spare or without: a ratio below 1, rounded up.
     assert!(decide(500.0, 1000.0) <= 4);
+}
+
+/// Found by `monotonic_in_load`: within the tolerance of one replica, more load wanted one, and less load the activation scale.
+#[test]
+fn the_tolerance_keeps_no_fewer_than_the_activation_scale() {
+    let mut policy = super::world::policy(&[(Metric::Waiting, 10.0)]);
+    policy.tolerance = 0.1;
+    policy.kpa.activation_scale = 2;
+    for load in [8.0, 9.5] {
+        let (memory, inputs) = super::world::inputs(&policy, 1, vec![super::world::load(load)]);
+        assert_eq!(evaluate(&policy, &memory, &inputs).1.desired, 2, "{load}");
+    }
 }

@@ -163,6 +163,7 @@ pub(crate) fn inputs(policy: &Policy, spec: u32, metrics: Vec<Measured>) -> (Mem
         metrics,
         gateway_waiting: None,
         busy: true,
+        fewest: 0,
     };
     (memory, inputs)
 }
@@ -193,5 +194,6 @@ pub(crate) fn calm(now: TimeMs, replicas: u32, max: u32) -> Inputs {
         metrics: vec![],
         gateway_waiting: None,
         busy: true,
+        fewest: 0,
     }
 }
