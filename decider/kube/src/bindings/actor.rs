@@ -1,0 +1,721 @@
+//! The one task that draws consequences.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use infer_api::{BindingStatus, ForeignChanges, PolicyStatus, ResolvedBound};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, Patch, PatchParams},
+};
+use serde::Serialize;
+use serde_json::json;
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    FLUSH, Inner,
+    events::{Events, Happened},
+    index::{Id, Settled, State},
+    lock,
+    pace::{Limits, Pace},
+    status::{self, Latest, View, memory_of, rfc3339},
+    types::{Bound, Change, Options, Report},
+    watch::{FOREIGN, Input, Kind, Source, Told, resource_of},
+};
+use crate::{
+    failure::{Failure, within},
+    lease_task::Moved,
+    targets::{Changes, DrainSpec, ForeignChange, Part, TargetRef},
+};
+
+/// Reports are looked at together, this often.
+const MAIL_EVERY: Duration = Duration::from_millis(100);
+/// An object whose status cannot be written is tried again after this: rules and definitions change slowly.
+const REFUSED_AGAIN: Duration = Duration::from_secs(30);
+const FAILED_AGAIN: Duration = Duration::from_secs(2);
+
+/// An object whose status is ours to write.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Written {
+    Policy(Id),
+    Binding(Id),
+}
+
+impl Written {
+    fn id(&self) -> &Id {
+        match self {
+            Written::Policy(id) | Written::Binding(id) => id,
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Written::Policy(_) => Kind::Policy,
+            Written::Binding(_) => Kind::Binding,
+        }
+    }
+}
+
+/// What was written to an object last.
+#[derive(Debug, Clone, PartialEq)]
+enum Status {
+    Policy(PolicyStatus),
+    Binding(Box<BindingStatus>),
+}
+
+/// How a write ended: the object, what was written, and its version then.
+type Outcome = (Written, Status, Result<String, Failure>);
+
+pub(super) struct Actor {
+    client: Client,
+    events: Events,
+    inner: Arc<Inner>,
+    tell: mpsc::Sender<Change>,
+    drain_quiet_s: f64,
+    request_timeout: Duration,
+    origin: Instant,
+    /// Sources that have not told everything yet.
+    unsynced: BTreeSet<Source>,
+    namespaces: Vec<Option<String>>,
+    is_discovered: bool,
+    /// Sources that do not work now, and why.
+    failing: BTreeMap<Source, String>,
+    /// What the decider was told, by key.
+    told: HashMap<String, ResolvedBound>,
+    /// Keys of a binding that the decider was told of.
+    keys: HashMap<Id, Vec<String>>,
+    latest: HashMap<String, Latest>,
+    written: HashMap<Written, (Status, String)>,
+    pace: Pace<Written>,
+    writes: JoinSet<Outcome>,
+    changes: Option<Changes>,
+    foreign: broadcast::Receiver<ForeignChange>,
+}
+
+/// What happened next.
+enum Next {
+    Inputs,
+    Moved(Option<Moved>),
+    Targets(Option<BTreeSet<String>>),
+    Foreign(Result<ForeignChange, broadcast::error::RecvError>),
+    Mail,
+    Written(Box<Outcome>),
+    Due,
+    End,
+}
+
+impl Actor {
+    pub(super) fn new(
+        client: Client,
+        options: &Options,
+        identity: String,
+        inner: Arc<Inner>,
+        namespaces: Vec<Option<String>>,
+        tell: mpsc::Sender<Change>,
+    ) -> Self {
+        let own = [Kind::Policy, Kind::Binding].into_iter();
+        let unsynced = own.flat_map(|kind| {
+            let sources = namespaces.iter().cloned();
+            sources.map(move |namespace| Source { kind, namespace })
+        });
+        let limits = Limits {
+            interval: options.status_interval,
+            per_s: options.status_writes_per_s,
+            burst: options.status_writes_per_s.max(1.0),
+            // At 5 ms a write, enough for far more than the bucket gives; and little enough to leave an API server in
+            // trouble in peace.
+            at_once: 8,
+        };
+        Actor {
+            events: Events::start(client.clone(), identity, options.request_timeout),
+            tell,
+            drain_quiet_s: DrainSpec::default().quiet_s,
+            request_timeout: options.request_timeout,
+            origin: Instant::now(),
+            unsynced: unsynced.collect(),
+            namespaces,
+            is_discovered: false,
+            failing: BTreeMap::new(),
+            told: HashMap::new(),
+            keys: HashMap::new(),
+            latest: HashMap::new(),
+            written: HashMap::new(),
+            pace: Pace::new(limits),
+            writes: JoinSet::new(),
+            changes: Some(inner.targets.subscribe()),
+            foreign: inner.targets.foreign_changes(),
+            client,
+            inner,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, mut moves: mpsc::Receiver<Moved>) {
+        let mut batch = Vec::new();
+        let mut mail_at: Option<Instant> = None;
+        loop {
+            let due_at = self.pace.next_at(self.now()).map(|at| self.origin + at);
+            let inner = Arc::clone(&self.inner);
+            let next = tokio::select! {
+                () = inner.releasing.cancelled() => Next::End,
+                () = self.tell.closed() => Next::End,
+                // Orders before news: who owns what decides what the rest means.
+                moved = moves.recv() => Next::Moved(moved),
+                count = inputs.recv_many(&mut batch, 256) => if count == 0 { Next::End } else { Next::Inputs },
+                keys = next_keys(&mut self.changes) => Next::Targets(keys),
+                change = self.foreign.recv() => Next::Foreign(change),
+                () = inner.has_mail.notified(), if mail_at.is_none() => {
+                    mail_at = Some(Instant::now() + MAIL_EVERY);
+                    continue;
+                }
+                () = until(mail_at) => Next::Mail,
+                Some(Ok(outcome)) = self.writes.join_next() => Next::Written(Box::new(outcome)),
+                () = until(due_at) => Next::Due,
+            };
+            match next {
+                Next::Inputs => self.take(std::mem::take(&mut batch)).await,
+                Next::Moved(Some(moved)) => self.moved(moved).await,
+                // The leases' task ends only after this one has.
+                Next::Moved(None) | Next::End => break,
+                Next::Targets(Some(keys)) => self.targets_changed(&keys),
+                Next::Targets(None) => self.changes = None,
+                Next::Foreign(change) => self.foreign_change(change),
+                Next::Mail => {
+                    mail_at = None;
+                    self.read_mail();
+                }
+                Next::Written(outcome) => self.wrote(*outcome),
+                Next::Due => self.write_due(),
+            }
+        }
+        self.end().await;
+    }
+
+    /// Stops deciding first, then writes what is owed, and only then lets others begin.
+    async fn end(&mut self) {
+        let keys: Vec<String> = self.told.keys().cloned().collect();
+        for key in keys {
+            self.tell.send(Change::Gone(key)).await.ok();
+        }
+        self.read_mail();
+        let deadline = Instant::now() + FLUSH;
+        while !self.pace.is_idle() && Instant::now() < deadline {
+            self.write_due();
+            let due_at = self.pace.next_at(self.now()).map_or(deadline, |at| self.origin + at);
+            tokio::select! {
+                Some(Ok(outcome)) = self.writes.join_next() => self.wrote(outcome),
+                () = sleep_until(due_at.min(deadline)) => {}
+            }
+        }
+        self.inner.flushed.cancel();
+    }
+
+    async fn take(&mut self, batch: Vec<Input>) {
+        let inner = Arc::clone(&self.inner);
+        let settled = {
+            let mut index = inner.write();
+            for input in batch {
+                match input {
+                    Input::Discovered(kinds) => self.discovered(&kinds),
+                    Input::Watch(source, told) => {
+                        self.note(&source, &told);
+                        index.tell(&source, told);
+                    }
+                }
+            }
+            index.settle()
+        };
+        self.say_what_is_missing();
+        if !self.is_synced() {
+            return;
+        }
+        if !inner.is_synced.swap(true, Ordering::Relaxed) {
+            return self.everything().await;
+        }
+        self.settled(&settled).await;
+    }
+
+    fn discovered(&mut self, kinds: &HashSet<usize>) {
+        // Later ones are younger than what is bound already: nothing waits for them.
+        if !std::mem::replace(&mut self.is_discovered, true) {
+            for kind in kinds.iter().copied().map(Kind::Foreign) {
+                for namespace in self.namespaces.clone() {
+                    self.unsynced.insert(Source { kind, namespace });
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, source: &Source, told: &Told) {
+        match told {
+            Told::Complete => {
+                self.failing.remove(source);
+                self.unsynced.remove(source);
+            }
+            Told::Is(_) | Told::Gone { .. } => drop(self.failing.remove(source)),
+            Told::Begins => {}
+            Told::Fails(problem) => {
+                let kind = source.kind.name();
+                let namespace = source.namespace.as_deref().unwrap_or("all namespaces");
+                tracing::warn!(kind, namespace, problem, "the watch has failed, it is tried again");
+                // Whoever may not read them goes on without: two autoscalers on one target are then not noticed.
+                if let Kind::Foreign(index) = source.kind
+                    && self.unsynced.remove(source)
+                {
+                    let group = FOREIGN.get(index).map_or("", |(group, _)| group);
+                    tracing::warn!(kind, group, "conflicts with these will not be noticed");
+                }
+                self.failing.insert(source.clone(), problem.clone());
+            }
+        }
+    }
+
+    fn is_synced(&self) -> bool {
+        self.unsynced.is_empty() && self.is_discovered
+    }
+
+    fn say_what_is_missing(&self) {
+        let mut missing = Vec::new();
+        for source in &self.unsynced {
+            let kind = source.kind.name();
+            missing.push(match self.failing.get(source) {
+                Some(problem) => format!("{kind} objects cannot be read: {problem}"),
+                None => format!("{kind} objects have not been read yet"),
+            });
+        }
+        if !self.is_discovered {
+            missing.push("the kinds of the API server have not been read yet".to_owned());
+        }
+        *lock(&self.inner.missing) = missing;
+    }
+
+    async fn moved(&mut self, moved: Moved) {
+        match moved {
+            Moved::Acquired(_) if self.is_synced() => self.everything().await,
+            Moved::Acquired(_) => {}
+            Moved::Lost(shard) => {
+                let inner = Arc::clone(&self.inner);
+                let ids: Vec<Id> = self.keys.keys().cloned().collect();
+                for id in ids.iter().filter(|id| inner.shards.shard_of(&id.0, &id.1) == shard) {
+                    self.let_go(id, &[]).await;
+                }
+                let lost: Vec<Written> = self.written.keys().cloned().collect();
+                for object in lost {
+                    let (namespace, name) = object.id();
+                    if inner.shards.shard_of(namespace, name) == shard {
+                        self.pace.forget(&object);
+                        self.written.remove(&object);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at all there is: after everything was read, and when a shard has come.
+    async fn everything(&mut self) {
+        let settled = {
+            let index = self.inner.read();
+            Settled {
+                bindings: index.bindings().map(|(id, _)| id.clone()).collect(),
+                policies: index.policies().cloned().collect(),
+            }
+        };
+        self.settled(&settled).await;
+    }
+
+    async fn settled(&mut self, settled: &Settled) {
+        for id in &settled.bindings {
+            if self.inner.shards.is_held(self.inner.shards.shard_of(&id.0, &id.1)) {
+                self.binding(id).await;
+            }
+        }
+        for id in &settled.policies {
+            if self.inner.shards.is_held(self.inner.shards.shard_of(&id.0, &id.1)) {
+                self.mark(Written::Policy(id.clone()), false);
+            }
+        }
+    }
+
+    /// Brings what the decider knows of a binding in line with what it means now.
+    async fn binding(&mut self, id: &Id) {
+        let inner = Arc::clone(&self.inner);
+        let found = {
+            let index = inner.read();
+            index.binding(id).map(|binding| {
+                let bounds = match &binding.state {
+                    State::Active(bounds) if !binding.meta.is_going => bounds.clone(),
+                    _ => Vec::new(),
+                };
+                let memories: Vec<_> = bounds.iter().map(|bound| memory_of(&binding.status, bound)).collect();
+                (bounds, memories)
+            })
+        };
+        let Some((bounds, memories)) = found else {
+            self.let_go(id, &[]).await;
+            let object = Written::Binding(id.clone());
+            self.pace.forget(&object);
+            self.written.remove(&object);
+            return;
+        };
+        let keys: Vec<&str> = bounds.iter().map(|bound| bound.key.as_str()).collect();
+        self.let_go(id, &keys).await;
+        for (bound, memory) in bounds.iter().zip(memories) {
+            let known = self.told.get(&bound.key);
+            if known == Some(bound) {
+                continue;
+            }
+            let memory = memory.filter(|_| known.is_none());
+            let parts = parts_of(&id.0, bound);
+            let drain = DrainSpec {
+                timeout_s: bound.drain_timeout.as_secs_f64(),
+                quiet_s: self.drain_quiet_s,
+            };
+            inner.targets.track(&bound.key, parts.clone(), drain);
+            let change = Bound {
+                key: bound.key.clone(),
+                namespace: id.0.clone(),
+                binding: id.1.clone(),
+                role: bound.role.clone(),
+                policy_name: bound.policy_name.clone(),
+                policy: Arc::new(bound.policy.clone()),
+                bounds: bound.bounds,
+                control: bound.control(),
+                parts,
+                drain,
+                foreign_changes: bound.foreign_changes,
+                demand: bound.demand.clone(),
+                memory,
+                ratio: bound.ratio.clone(),
+            };
+            self.told.insert(bound.key.clone(), bound.clone());
+            self.keys.entry(id.clone()).or_default().push(bound.key.clone());
+            self.tell.send(Change::Bound(Box::new(change))).await.ok();
+        }
+        if let Some(keys) = self.keys.get_mut(id) {
+            keys.sort();
+            keys.dedup();
+        }
+        self.mark(Written::Binding(id.clone()), false);
+    }
+
+    /// Tells that the keys of a binding are gone, but for those.
+    async fn let_go(&mut self, id: &Id, but: &[&str]) {
+        let Some(keys) = self.keys.get_mut(id) else {
+            return;
+        };
+        let (kept, gone) = std::mem::take(keys).into_iter().partition(|key| but.contains(&key.as_str()));
+        *keys = kept;
+        if keys.is_empty() {
+            self.keys.remove(id);
+        }
+        let gone: Vec<String> = gone;
+        for key in gone {
+            self.told.remove(&key);
+            self.latest.remove(&key);
+            self.tell.send(Change::Gone(key.clone())).await.ok();
+            self.inner.targets.untrack(&key);
+        }
+    }
+
+    fn targets_changed(&mut self, keys: &BTreeSet<String>) {
+        let ids: BTreeSet<Id> = keys.iter().filter_map(|key| self.id_of(key)).collect();
+        for id in ids {
+            self.mark(Written::Binding(id), false);
+        }
+    }
+
+    /// The binding of a key that the decider was told of.
+    fn id_of(&self, key: &str) -> Option<Id> {
+        self.told.contains_key(key).then_some(())?;
+        let mut words = key.splitn(3, '/');
+        Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    }
+
+    fn read_mail(&mut self) {
+        let mail = std::mem::take(&mut *lock(&self.inner.inbox));
+        for (key, reports) in mail {
+            let Some(id) = self.id_of(&key) else {
+                continue;
+            };
+            let mut is_visible = false;
+            let mut is_decision = false;
+            for report in reports {
+                let before = self.latest.get(&key).and_then(|latest| latest.last.as_ref()).map(|last| last.id);
+                let decision = report.decision.filter(|_| report.changed.is_some());
+                let is_new = decision.is_some_and(|(number, _)| i64::try_from(number).ok() != before);
+                if is_new {
+                    self.tell_of_decision(&id, &report);
+                }
+                is_decision |= is_new;
+                match self.latest.get_mut(&key) {
+                    Some(latest) => is_visible |= latest.take(report),
+                    None => {
+                        self.latest.insert(key.clone(), Latest::new(report));
+                        is_visible = true;
+                    }
+                }
+            }
+            if is_visible {
+                self.mark(Written::Binding(id), is_decision);
+            }
+        }
+    }
+
+    fn tell_of_decision(&self, id: &Id, report: &Report) {
+        let (Some((number, _)), Some((from, to))) = (report.decision, report.changed) else {
+            return;
+        };
+        let what = match report.key.splitn(3, '/').nth(2) {
+            Some(role) => format!("{role}: from {from} to {to} replicas"),
+            None => format!("from {from} to {to} replicas"),
+        };
+        let because = format!("{} (decision {number})", report.reason);
+        let (is_warning, reason, note) = match (&report.not_applied, report.applied) {
+            (_, true) => (false, "Scaled", format!("{what}: {because}")),
+            (None, false) => (false, "Advised", format!("would go {what}: {because}")),
+            (Some(why), false) if !matches!(report.control, infer_core::decision::Control::Auto) => {
+                (false, "Advised", format!("would go {what}: {because}; {why}"))
+            }
+            (Some(why), false) => (true, "NotScaled", format!("{what} was not done: {why}")),
+        };
+        self.happened(id, is_warning, "Scale", reason, note);
+    }
+
+    fn foreign_change(&mut self, change: Result<ForeignChange, broadcast::error::RecvError>) {
+        let change = match change {
+            Ok(change) => change,
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "changes of replicas by others went untold");
+                return;
+            }
+            Err(broadcast::error::RecvError::Closed) => {
+                // Nothing will come any more; a receiver of a channel that is never used waits for ever.
+                self.foreign = broadcast::channel(1).1;
+                return;
+            }
+        };
+        let (Some(id), Some(bound)) = (self.id_of(&change.key), self.told.get(&change.key)) else {
+            return;
+        };
+        let who = match change.manager.as_str() {
+            "" => "somebody else".to_owned(),
+            manager => manager.to_owned(),
+        };
+        let then = match bound.foreign_changes {
+            ForeignChanges::Adopt => "decisions go on from there",
+            ForeignChanges::Correct => "it is corrected",
+        };
+        let note = format!("{who} changed {} from {} to {} replicas; {then}", change.target, change.from, change.to);
+        self.happened(&id, false, "Observe", "ReplicasChangedByOther", note);
+    }
+
+    fn happened(&self, id: &Id, is_warning: bool, action: &'static str, reason: &'static str, note: String) {
+        let uid = self.inner.read().binding(id).map(|binding| binding.meta.uid.clone());
+        self.events.tell(Happened {
+            id: id.clone(),
+            uid: uid.unwrap_or_default(),
+            is_warning,
+            action,
+            reason,
+            note,
+        });
+    }
+
+    fn mark(&mut self, object: Written, is_urgent: bool) {
+        let now = self.now();
+        self.pace.mark(&object, is_urgent, now);
+    }
+
+    fn write_due(&mut self) {
+        let now = self.now();
+        for object in self.pace.due(now) {
+            let (namespace, name) = object.id();
+            let shard = self.inner.shards.shard_of(namespace, name);
+            if !self.inner.shards.may_act(shard) {
+                // The lease could not be renewed in time. It may be yet, and is looked at again soon.
+                let again_in = self.inner.shards.is_held(shard).then_some(FAILED_AGAIN);
+                self.pace.done(&object, again_in, now);
+                continue;
+            }
+            match self.to_write(&object) {
+                Some((status, version)) => self.start_write(object, status, version),
+                None => self.pace.unneeded(&object),
+            }
+        }
+    }
+
+    /// What the status is to be and the version it is about; `None` where it is so already.
+    fn to_write(&mut self, object: &Written) -> Option<(Status, String)> {
+        let inner = Arc::clone(&self.inner);
+        let now = rfc3339(jiff::Timestamp::now());
+        let index = inner.read();
+        let known = self.written.get(object);
+        let (new, before, found) = match object {
+            Written::Policy(id) => {
+                let policy = index.policy(id)?;
+                let bound_by = index.dependents(&id.0, &id.1).count();
+                let before = match known {
+                    Some((Status::Policy(written), _)) => written,
+                    _ => &policy.status,
+                };
+                let new = status::of_policy(policy, bound_by, before, &now);
+                (Status::Policy(new), Status::Policy(before.clone()), &policy.meta)
+            }
+            Written::Binding(id) => {
+                let binding = index.binding(id)?;
+                let before = match known {
+                    Some((Status::Binding(written), _)) => written,
+                    _ => &binding.status,
+                };
+                let bounds: &[ResolvedBound] = match &binding.state {
+                    State::Active(bounds) => bounds,
+                    _ => &[],
+                };
+                let views: Vec<View<'_>> = bounds
+                    .iter()
+                    .map(|bound| View {
+                        bound,
+                        fleet: inner.targets.fleet(&bound.key),
+                        problems: inner.targets.problems(&bound.key),
+                        latest: self.latest.get(&bound.key),
+                    })
+                    .collect();
+                let new = status::of_binding(binding, &views, before, &now);
+                let before = Status::Binding(Box::new(before.clone()));
+                (Status::Binding(Box::new(new)), before, &binding.meta)
+            }
+        };
+        if new == before || found.is_going {
+            return None;
+        }
+        let version = match known {
+            Some((_, version)) if crate::lease::is_older(&found.version, version) => version.clone(),
+            _ => found.version.clone(),
+        };
+        Some((new, version))
+    }
+
+    fn start_write(&mut self, object: Written, status: Status, version: String) {
+        if let (Written::Binding(id), Status::Binding(status)) = (&object, &status) {
+            self.tell_of_conflict(id, status);
+        }
+        let client = self.client.clone();
+        let limit = self.request_timeout;
+        self.writes.spawn(async move {
+            let result = match &status {
+                Status::Policy(status) => write(client, limit, &object, status, &version).await,
+                Status::Binding(status) => write(client, limit, &object, status.as_ref(), &version).await,
+            };
+            (object, status, result)
+        });
+    }
+
+    /// An Event when the condition comes true, or names another.
+    fn tell_of_conflict(&self, id: &Id, new: &BindingStatus) {
+        let conflict = |status: &BindingStatus| {
+            let conditions = status.conditions.iter();
+            let found = conditions.clone().find(|condition| condition.kind == status::CONFLICT)?;
+            (found.status == infer_api::ConditionStatus::True).then(|| found.message.clone())
+        };
+        let before = match self.written.get(&Written::Binding(id.clone())) {
+            Some((Status::Binding(written), _)) => conflict(written),
+            _ => self.inner.read().binding(id).and_then(|binding| conflict(&binding.status)),
+        };
+        if let Some(message) = conflict(new).filter(|message| Some(message) != before.as_ref()) {
+            self.happened(id, true, "Resolve", status::CONFLICT, message);
+        }
+    }
+
+    fn wrote(&mut self, (object, status, result): Outcome) {
+        let now = self.now();
+        let again_in = match result {
+            Ok(version) => {
+                let (namespace, name) = object.id();
+                if self.inner.shards.is_held(self.inner.shards.shard_of(namespace, name)) {
+                    self.written.insert(object.clone(), (status, version));
+                }
+                None
+            }
+            // Changed in between: the watch tells of it, and then it is written again, with what it says by then.
+            Err(Failure::Api(refused)) if refused.is_conflict() => Some(Duration::ZERO),
+            Err(Failure::Api(refused)) if refused.is_not_found() => None,
+            Err(failure) => {
+                let (namespace, name) = object.id();
+                let kind = object.kind().name();
+                tracing::warn!(kind, namespace, name, %failure, "the status was not written, it is tried again");
+                Some(if failure.is_final() { REFUSED_AGAIN } else { FAILED_AGAIN })
+            }
+        };
+        self.pace.done(&object, again_in, now);
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // However this ended: nobody waits for it.
+        self.inner.flushed.cancel();
+        *lock(&self.inner.missing) = vec!["the bindings are not watched any more".to_owned()];
+        self.inner.is_synced.store(false, Ordering::Relaxed);
+    }
+}
+
+async fn next_keys(changes: &mut Option<Changes>) -> Option<BTreeSet<String>> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Server-side apply of the whole status: fields that are left out are taken back. It is about one version and no
+/// other, so what a decider sends that is not the owner any more does not undo what the new one has written.
+async fn write(
+    client: Client,
+    limit: Duration,
+    object: &Written,
+    status: &impl Serialize,
+    version: &str,
+) -> Result<String, Failure> {
+    let (namespace, name) = object.id();
+    let resource = resource_of(object.kind());
+    let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+    let patch = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {"name": name, "namespace": namespace, "resourceVersion": version},
+        "status": status,
+    });
+    let params = PatchParams::apply(crate::FIELD_MANAGER).force();
+    let written = within(limit, api.patch_status(name, &params, &Patch::Apply(&patch))).await?;
+    Ok(written.metadata.resource_version.unwrap_or_default())
+}
+
+fn parts_of(namespace: &str, bound: &ResolvedBound) -> Vec<Part> {
+    let parts = bound.parts.iter().map(|part| Part {
+        name: part.name.clone(),
+        target: TargetRef {
+            replicas_path: part.replicas_path.clone(),
+            ..TargetRef::scale(namespace, &part.api_version, &part.kind, &part.target_name)
+        },
+        min: part.min,
+        max: part.max,
+        cost: part.cost,
+    });
+    parts.collect()
+}
