@@ -53,15 +53,14 @@ pub struct Fleet {
 
 /// A backend.
 pub trait Actuator: Send + Sync + 'static {
-    /// "local" or "kubernetes".
-    fn name(&self) -> &'static str;
-
     /// What there is of a target; `None` when that is not known (yet). Cheap, and does not wait.
     fn fleet(&self, target: &str) -> Option<Fleet>;
 
-    /// Applies a plan, unless it is stale. Applying the same plan twice changes nothing.
+    /// Applies a plan, unless it is stale. Applying the same plan twice changes nothing. Of one target at most one plan is
+    /// under way at any time; of several targets many are, and one that hangs delays no other.
     fn apply(&self, plan: Plan, plan_id: String) -> BoxFuture<Result<(), Error>>;
 
-    /// Completes when a fleet or its held requests have changed since the last call.
-    fn changed(&self) -> BoxFuture<()>;
+    /// Completes when fleets or their held requests have changed since the last call, with the targets' names. A future that is
+    /// dropped before it completes takes nothing with it.
+    fn changed(&self) -> BoxFuture<Vec<String>>;
 }

@@ -1,10 +1,11 @@
-//! The decider's own metrics and health, over plain HTTP: `GET /metrics`, `/livez`, `/readyz`.
+//! The decider's own metrics and health, over plain HTTP: `GET /metrics`, `/livez`, `/readyz`; and where gateways tell of waiting
+//! requests.
 
 use std::{convert::Infallible, fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{
@@ -15,10 +16,18 @@ use prometheus_client::{
 };
 use tokio::{net::TcpListener, sync::Semaphore, sync::watch};
 
-use crate::{state::Shared, stopped, view};
+use crate::{
+    auth::Access,
+    state::{Shared, count},
+    stopped, view,
+};
 
 /// Scrapers and probes; more wait.
 const CONNECTIONS_MAX: usize = 64;
+/// Prefix of the path of numbers of waiting requests, and what one may be long.
+const DEMAND: &str = "/demand/";
+const DEMAND_BYTES_MAX: usize = 4096;
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves until `shutdown` turns true.
@@ -43,9 +52,15 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut shutdown: wat
         let (shared, registry) = (Arc::clone(&shared), Arc::clone(&registry));
         tokio::spawn(async move {
             let _place = place;
-            let service = service_fn(move |request| {
-                let response = answer(&request, &shared, &registry);
-                async move { Ok::<_, Infallible>(response) }
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (shared, registry) = (Arc::clone(&shared), Arc::clone(&registry));
+                async move {
+                    let path = request.uri().path().to_owned();
+                    Ok::<_, Infallible>(match path.strip_prefix(DEMAND) {
+                        Some(binding) => demand(binding, request, &shared).await,
+                        None => answer(&request, &shared, &registry),
+                    })
+                }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -53,6 +68,50 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, mut shutdown: wat
             // A scraper that hangs up is no event.
             let _ = connection.await;
         });
+    }
+}
+
+/// `POST /demand/NAMESPACE/BINDING` with `{"waiting": 3}` and the token of somebody who may change the binding: so many requests
+/// wait at a gateway.
+async fn demand(binding: &str, request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    let Some(take) = &shared.hooks().demand else {
+        return text(
+            StatusCode::NOT_FOUND,
+            "nothing takes numbers of waiting requests here\n".to_owned(),
+        );
+    };
+    if request.method() != Method::POST {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n".to_owned());
+    }
+    let namespace = binding.split_once('/').map_or("", |(namespace, _)| namespace);
+    let token = crate::auth::bearer(request.headers());
+    let allowed = shared
+        .hooks()
+        .authenticate
+        .person(token, Access::Write, namespace.to_owned());
+    if let Err(status) = allowed.await {
+        count(&shared.counters.unauthenticated);
+        let code = match status.code() {
+            tonic::Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+            tonic::Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::FORBIDDEN,
+        };
+        return text(code, format!("{}\n", status.message()));
+    }
+    let body = Limited::new(request.into_body(), DEMAND_BYTES_MAX).collect();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) | Err(_) => {
+            let message = format!("the body was not read: at most {DEMAND_BYTES_MAX} bytes within 5 s\n");
+            return text(StatusCode::BAD_REQUEST, message);
+        }
+    };
+    match take.told(binding, &body) {
+        Ok(()) => {
+            shared.waits(binding);
+            text(StatusCode::OK, "ok\n".to_owned())
+        }
+        Err((status, message)) => text(status, format!("{message}\n")),
     }
 }
 
@@ -78,11 +137,20 @@ fn answer(request: &Request<Incoming>, shared: &Shared, registry: &Registry) -> 
         "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => {
             let mut body = String::new();
+            let missing = (shared.hooks().readiness)();
+            for missing in &missing {
+                let _ = writeln!(body, "not ready: {missing}");
+            }
             for problem in view::problems(shared) {
                 let _ = writeln!(body, "degraded: {problem}");
             }
             // Degraded is still deciding: it stays in service.
-            text(StatusCode::OK, if body.is_empty() { "ok\n".to_owned() } else { body })
+            let status = if missing.is_empty() {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            text(status, if body.is_empty() { "ok\n".to_owned() } else { body })
         }
         path => text(
             StatusCode::NOT_FOUND,
@@ -142,6 +210,17 @@ impl Collector for Service {
                 "Agents' streams closed because of what they sent",
                 &counters.streams_refused,
             ),
+            (
+                "unauthenticated",
+                "Agents and people refused because of their token",
+                &counters.unauthenticated,
+            ),
+            ("redirects", "Agents sent to another decider", &counters.redirects),
+            (
+                "drain_orders",
+                "Orders to replicas to drain or to stop draining",
+                &counters.drain_orders,
+            ),
             ("ticks", "Ticks at the fixed pace", &counters.ticks),
             ("early_ticks", "Ticks woken by an event", &counters.early_ticks),
             ("plans_applied", "Plans the backend has taken", &counters.plans_applied),
@@ -175,7 +254,7 @@ impl Collector for Service {
         gauge(
             &mut encoder,
             "last_tick_seconds",
-            "Time the last tick took, applying included",
+            "Time the last tick took to look, decide and check",
             ConstGauge::new(tick_s),
         )?;
         gauge(
@@ -190,11 +269,31 @@ impl Collector for Service {
             "Agents' streams open now",
             ConstGauge::new(connected),
         )?;
+        gauge(
+            &mut encoder,
+            "plans_in_flight",
+            "Plans that the backend has not answered yet",
+            ConstGauge::new(counters.plans_in_flight.load(Relaxed) as i64),
+        )?;
+        gauge(
+            &mut encoder,
+            "ready",
+            "1 when nothing is missing for this decider to be of use",
+            ConstGauge::new(i64::from((self.0.hooks().readiness)().is_empty())),
+        )?;
+        if let Some(metrics) = &self.0.hooks().metrics {
+            metrics(&mut encoder)?;
+        }
         self.targets(&mut encoder)
     }
 }
 
-fn gauge<N>(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, gauge: ConstGauge<N>) -> std::fmt::Result
+pub(crate) fn gauge<N>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    gauge: ConstGauge<N>,
+) -> std::fmt::Result
 where
     ConstGauge<N>: EncodeMetric,
 {

@@ -7,9 +7,6 @@ use std::{pin::Pin, sync::Arc};
 
 use infer_core::{
     TimeMs,
-    histogram::BoundedHistogram,
-    sample::{Counters, Gauges, Sample},
-    signal::Signal,
     target::{Boot, Claim, Observed, Phase},
 };
 use infer_proto::v1::{
@@ -21,6 +18,10 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    auth::bearer,
+    decode::decode,
+    hooks::Owner,
+    link::{Leave, Link, Orders},
     state::{Shared, count},
     stopped,
 };
@@ -29,12 +30,6 @@ use crate::{
 const ANSWERS: usize = 64;
 /// Who opens a stream says who it is, or loses it.
 const HELLO_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-/// No sample covers more than this; a longer one is a malformed message.
-const INTERVAL_MS_MAX: u32 = 3_600_000;
-/// Gauges above this are not counts of requests.
-const GAUGE_MAX: f64 = 1e9;
-/// Counts above this, in one sample, are no counts: sums over all replicas and seconds stay far from overflowing.
-const COUNT_MAX: u64 = 1 << 44;
 /// No clock that counts from its own start has come this far (140 years).
 const CLOCK_MS_MAX: u64 = 1 << 42;
 /// Bounds on text an agent may send, in bytes: Kubernetes names have at most 253.
@@ -62,8 +57,10 @@ impl Telemetry for Ingest {
 
     async fn report(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::ReportStream>, Status> {
         let (answers, receiver) = mpsc::channel(ANSWERS);
+        let token = bearer(request.metadata().as_ref());
         let stream = AgentStream {
             shared: Arc::clone(&self.shared),
+            token,
             inbound: request.into_inner(),
             answers: answers.clone(),
             offset: None,
@@ -85,6 +82,7 @@ impl Telemetry for Ingest {
 
 struct AgentStream {
     shared: Arc<Shared>,
+    token: Option<String>,
     inbound: Streaming<AgentMessage>,
     answers: mpsc::Sender<Result<DeciderMessage, Status>>,
     /// The agent's clock against ours.
@@ -135,6 +133,16 @@ struct Speaker {
     target: String,
     pod: String,
     boot: String,
+    /// What the service wants the agent to know; closed when another stream speaks for the replica.
+    orders: watch::Receiver<Orders>,
+    /// What it has been told.
+    told: Orders,
+}
+
+/// Whether a stream goes on.
+enum Next {
+    Go,
+    End,
 }
 
 /// Counts an open stream for as long as it lives.
@@ -177,34 +185,82 @@ impl AgentStream {
             return Err(Status::invalid_argument("the first message must be a hello"));
         };
         self.note_clock(first.sent_ms)?;
-        let speaker = self.welcome(hello).await?;
+        let Some(mut speaker) = self.welcome(hello).await? else {
+            return Ok(());
+        };
         let _connected = Connected::new(&self.shared);
-        while let Some(message) = self.inbound.next().await {
-            let message = message?;
-            self.note_clock(message.sent_ms)?;
-            match message.body {
-                Some(Body::Sample(sample)) => {
-                    let sequence = sample.sequence;
-                    self.apply(&speaker, message.sent_ms, sample)?;
-                    self.answer(Answer::Ack(v1::Ack { sequence })).await?;
-                }
-                Some(Body::Goodbye(goodbye)) => {
-                    tracing::info!(pod = speaker.pod, reason = goodbye.reason, "agent said goodbye");
-                    self.answer(Answer::Ack(v1::Ack {
-                        sequence: goodbye.newest_sequence,
-                    }))
-                    .await?;
-                    return Ok(());
-                }
-                Some(Body::Hello(_)) => return Err(Status::invalid_argument("a second hello on one stream")),
-                None => {
-                    return Err(Status::invalid_argument(
-                        "a message without a body that this decider knows",
-                    ));
-                }
+        loop {
+            let next = tokio::select! {
+                message = self.inbound.next() => match message {
+                    Some(message) => self.listen(&speaker, message?).await?,
+                    None => Next::End,
+                },
+                ordered = speaker.orders.changed() => match ordered {
+                    Ok(()) => self.obey(&mut speaker).await?,
+                    Err(_) => {
+                        let pod = &speaker.pod;
+                        return Err(Status::already_exists(format!("another stream speaks for replica {pod:?} now")));
+                    }
+                },
+            };
+            if let Next::End = next {
+                return Ok(());
             }
         }
-        Ok(())
+    }
+
+    async fn listen(&mut self, speaker: &Speaker, message: AgentMessage) -> Result<Next, Status> {
+        self.note_clock(message.sent_ms)?;
+        match message.body {
+            Some(Body::Sample(sample)) => {
+                let sequence = sample.sequence;
+                self.apply(speaker, message.sent_ms, sample)?;
+                self.answer(Answer::Ack(v1::Ack { sequence })).await?;
+                Ok(Next::Go)
+            }
+            Some(Body::Goodbye(goodbye)) => {
+                tracing::info!(pod = speaker.pod, reason = goodbye.reason, "agent said goodbye");
+                self.answer(Answer::Ack(v1::Ack {
+                    sequence: goodbye.newest_sequence,
+                }))
+                .await?;
+                Ok(Next::End)
+            }
+            Some(Body::Hello(_)) => Err(Status::invalid_argument("a second hello on one stream")),
+            None => Err(Status::invalid_argument(
+                "a message without a body that this decider knows",
+            )),
+        }
+    }
+
+    /// Passes on what is new in the orders.
+    async fn obey(&self, speaker: &mut Speaker) -> Result<Next, Status> {
+        let orders = speaker.orders.borrow_and_update().clone();
+        match orders.leave {
+            Some(Leave::Redirect { endpoint, reason }) => {
+                self.redirect(endpoint, reason).await?;
+                return Ok(Next::End);
+            }
+            Some(Leave::Retry { reason }) => return Err(Status::unavailable(reason)),
+            None => {}
+        }
+        if orders.drain != speaker.told.drain {
+            self.answer(Answer::Drain(v1::Drain {
+                draining: orders.drain.is_some(),
+                reason: orders.drain.clone().unwrap_or_default(),
+            }))
+            .await?;
+        }
+        if orders.wanted != speaker.told.wanted {
+            self.answer(Answer::Wanted(orders.wanted)).await?;
+        }
+        speaker.told = orders;
+        Ok(Next::Go)
+    }
+
+    async fn redirect(&self, endpoint: String, reason: String) -> Result<(), Status> {
+        count(&self.shared.counters.redirects);
+        self.answer(Answer::Redirect(v1::Redirect { endpoint, reason })).await
     }
 
     async fn answer(&self, body: Answer) -> Result<(), Status> {
@@ -227,51 +283,92 @@ impl AgentStream {
         Ok(())
     }
 
-    async fn welcome(&mut self, hello: v1::Hello) -> Result<Speaker, Status> {
+    /// Finds out who speaks and whether he may. `None`: he was sent to another decider.
+    async fn welcome(&mut self, hello: v1::Hello) -> Result<Option<Speaker>, Status> {
         let pod = hello
             .pod
             .ok_or_else(|| Status::invalid_argument("hello.pod is missing"))?;
         let boot = hello
             .boot
             .ok_or_else(|| Status::invalid_argument("hello.boot is missing"))?;
-        for (field, text) in [
-            ("hello.pod.name", &pod.name),
-            ("hello.pod.target", &pod.target),
-            ("hello.boot.id", &boot.id),
+        for (field, text, least) in [
+            ("hello.pod.name", &pod.name, 1),
+            ("hello.pod.namespace", &pod.namespace, 0),
+            ("hello.pod.uid", &pod.uid, 0),
+            ("hello.pod.target", &pod.target, 0),
+            ("hello.boot.id", &boot.id, 1),
         ] {
-            if text.is_empty() || text.len() > NAME_MAX {
+            if !(least..=NAME_MAX).contains(&text.len()) {
                 return Err(Status::invalid_argument(format!(
-                    "{field} must have 1 to {NAME_MAX} bytes"
+                    "{field} must have {least} to {NAME_MAX} bytes"
                 )));
             }
         }
-        let (resume_after, wanted) = self.claim(&pod, &boot, hello.engine)?;
-        let decider_id = self.shared.decider_id.clone();
+        let hooks = self.shared.hooks();
+        let allowed = hooks.authenticate.agent(self.token.take(), pod.clone()).await;
+        allowed.inspect_err(|status| {
+            count(&self.shared.counters.unauthenticated);
+            tracing::warn!(
+                pod = pod.name,
+                namespace = pod.namespace,
+                reason = status.message(),
+                "refused an agent"
+            );
+        })?;
+        match hooks.ownership.of_pod(&pod.namespace, &pod.name) {
+            Owner::Mine => {}
+            Owner::Other { endpoint } => {
+                let reason = format!("another decider owns replica {:?}", pod.name);
+                self.redirect(endpoint, reason).await?;
+                return Ok(None);
+            }
+            Owner::Unknown => {
+                return Err(Status::unavailable(format!(
+                    "who decides on replica {:?} is not known now: try again",
+                    pod.name
+                )));
+            }
+        }
+        let (mut speaker, resume_after) = self.claim(&pod, &boot, hello.engine)?;
         self.answer(Answer::Welcome(v1::Welcome {
-            decider_id,
+            decider_id: self.shared.decider_id.clone(),
             resume_after,
-            wanted: Some(wanted),
+            wanted: Some(speaker.told.wanted),
         }))
         .await?;
-        Ok(Speaker {
-            target: pod.target,
-            pod: pod.name,
-            boot: boot.id,
-        })
+        // Before the first acknowledgement: what was ordered once holds only if it is said again.
+        let next = self.obey(&mut speaker).await?;
+        Ok(matches!(next, Next::Go).then_some(speaker))
     }
 
+    /// Makes this the stream that speaks for the replica. Also returns the sequence number to go on after.
     fn claim(
         &self,
         pod: &v1::PodIdentity,
         boot: &v1::Boot,
         engine: Option<v1::Engine>,
-    ) -> Result<(u64, v1::Wanted), Status> {
+    ) -> Result<(Speaker, u64), Status> {
         let mut state = self.shared.state();
+        let name = match pod.target.as_str() {
+            "" => state.target_of(&pod.namespace, &pod.name).ok_or_else(|| {
+                let place = if pod.namespace.is_empty() {
+                    String::new()
+                } else {
+                    format!(" of namespace {:?}", pod.namespace)
+                };
+                Status::unavailable(format!("no target has replica {:?}{place} (yet)", pod.name))
+            })?,
+            target => target.to_owned(),
+        };
         let names = state.names();
-        let entity = state
-            .targets
-            .get_mut(&pod.target)
-            .ok_or_else(|| Status::not_found(format!("no target {:?}; targets here: {names}", pod.target)))?;
+        let entity = state.targets.get_mut(&name);
+        // Whoever speaks for a Pod of one namespace has no business in another.
+        let own = |entity: &&mut crate::state::Entity| {
+            entity.spec.namespace.is_empty() || entity.spec.namespace == pod.namespace
+        };
+        let entity = entity
+            .filter(own)
+            .ok_or_else(|| Status::not_found(format!("no target {name:?}; targets here: {names}")))?;
         let claim = entity.target.claim(
             &pod.name,
             &pod.uid,
@@ -294,14 +391,24 @@ impl AgentStream {
                 if engine.is_some() {
                     entity.notes.entry(pod.name.clone()).or_default().engine = engine;
                 }
-                let wishes = entity.spec.wishes;
-                let wanted = v1::Wanted {
-                    interval_ms: wishes.interval_ms,
-                    fast_interval_ms: wishes.fast_interval_ms,
-                    replay_horizon_ms: u32::try_from(entity.target.horizon_s() * 1000).unwrap_or(u32::MAX),
-                    wake_on_waiting_rise: wishes.wake_on_waiting_rise,
+                let told = Orders {
+                    drain: None,
+                    wanted: entity.wanted(),
+                    leave: None,
                 };
-                Ok((resume_after, wanted))
+                let (link, orders) = Link::new(Orders {
+                    drain: entity.drains.get(&pod.name).cloned(),
+                    ..told.clone()
+                });
+                entity.links.insert(pod.name.clone(), link);
+                let speaker = Speaker {
+                    target: name,
+                    pod: pod.name.clone(),
+                    boot: boot.id.clone(),
+                    orders,
+                    told,
+                };
+                Ok((speaker, resume_after))
             }
             Claim::Superseded { by } => Err(Status::already_exists(format!(
                 "replica {:?} is spoken for by a later boot, {by}",
@@ -309,8 +416,8 @@ impl AgentStream {
             ))),
             // The backend may not have told of it yet.
             Claim::UnknownPod => Err(Status::unavailable(format!(
-                "no replica {:?} in target {:?} (yet)",
-                pod.name, pod.target
+                "no replica {:?} in target {name:?} (yet)",
+                pod.name
             ))),
         }
     }
@@ -390,104 +497,6 @@ fn scrape_problem(scrape: &v1::Scrape) -> String {
     } else {
         scrape.detail.chars().take(DETAIL_MAX).collect()
     }
-}
-
-/// The wire's sample as the core's, dated on our clock; or which field is malformed.
-fn decode(sample: v1::Sample, sent_ms: u64, offset_ms: i64, now: TimeMs) -> Result<Sample, String> {
-    if sample.sequence == 0 {
-        return Err("sequence must be at least 1".to_owned());
-    }
-    if sample.end_ms > sent_ms {
-        return Err(format!("end_ms {} is after it was sent, {sent_ms}", sample.end_ms));
-    }
-    if sample.interval_ms > INTERVAL_MS_MAX {
-        return Err(format!(
-            "interval_ms {} is more than {INTERVAL_MS_MAX}",
-            sample.interval_ms
-        ));
-    }
-    let end = i64::try_from(sample.end_ms)
-        .unwrap_or(i64::MAX)
-        .saturating_add(offset_ms);
-    let gauges = sample.gauges.map(|gauges| decode_gauges(&gauges)).transpose()?;
-    let counters = decode_counters(&sample.counters.unwrap_or_default())?;
-    let histograms = sample
-        .histograms
-        .iter()
-        .map(decode_histogram)
-        .collect::<Result<_, _>>()?;
-    Ok(Sample {
-        sequence: sample.sequence,
-        end: TimeMs(end.min(now.0)),
-        interval_ms: sample.interval_ms,
-        gauges,
-        counters,
-        histograms,
-    })
-}
-
-fn decode_counters(counters: &v1::Counters) -> Result<Counters, String> {
-    let mut unknown = 0;
-    let mut position = 0;
-    let mut count = |value: Option<u64>| {
-        if value.is_none() {
-            unknown |= 1 << position;
-        }
-        position += 1;
-        match value.unwrap_or(0) {
-            count if count > COUNT_MAX => Err(format!("counters.{} is {count}", Counters::NAMES[position - 1])),
-            count => Ok(count),
-        }
-    };
-    // In the order of `Counters::NAMES`.
-    let decoded = Counters {
-        prompt_tokens: count(counters.prompt_tokens)?,
-        prompt_tokens_cached: count(counters.prompt_tokens_cached)?,
-        generation_tokens: count(counters.generation_tokens)?,
-        requests: count(counters.requests)?,
-        requests_failed: count(counters.requests_failed)?,
-        requests_rejected: count(counters.requests_rejected)?,
-        preemptions: count(counters.preemptions)?,
-        unknown: 0,
-    };
-    Ok(Counters { unknown, ..decoded })
-}
-
-fn decode_gauges(gauges: &v1::Gauges) -> Result<Gauges, String> {
-    let level = |name: &str, value: Option<f64>| match value {
-        Some(value) if !(0.0..=GAUGE_MAX).contains(&value) => Err(format!("gauges.{name} is {value}")),
-        value => Ok(value),
-    };
-    Ok(Gauges {
-        running: level("running", gauges.running)?,
-        waiting: level("waiting", gauges.waiting)?,
-        kv_usage: level("kv_usage", gauges.kv_usage)?,
-        asleep: gauges.asleep.unwrap_or(false),
-    })
-}
-
-fn decode_histogram(delta: &v1::HistogramDelta) -> Result<(Signal, BoundedHistogram), String> {
-    let signal = match delta.signal() {
-        v1::Signal::Ttft => Signal::Ttft,
-        v1::Signal::Itl => Signal::Itl,
-        v1::Signal::Tpot => Signal::Tpot,
-        v1::Signal::E2e => Signal::E2e,
-        v1::Signal::Queue => Signal::Queue,
-        v1::Signal::Unspecified => return Err(format!("histogram of unknown signal {}", delta.signal)),
-    };
-    let histogram = BoundedHistogram::decode(&delta.lower, &delta.upper, delta.sum_ms)
-        .map_err(|error| format!("histogram {}: {error}", signal.name()))?;
-    if histogram.count() != delta.count {
-        let (said, have) = (delta.count, histogram.count());
-        return Err(format!(
-            "histogram {}: count says {said}, the cells hold {have}",
-            signal.name()
-        ));
-    }
-    if delta.count > COUNT_MAX {
-        return Err(format!("histogram {}: count is {}", signal.name(), delta.count));
-    }
-    Ok((signal, histogram))
 }
 
 #[cfg(test)]

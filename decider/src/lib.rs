@@ -1,16 +1,25 @@
 //! The decider: the service around the core. Agents' samples in, decisions out, changes made by a backend, and an
 //! answer to everyone who asks why.
 //!
-//! `ingest` → `state` (the core's targets, behind one short lock) → `tick` → `actuate` → a backend; `query` and `http`
+//! `ingest` → `state` (the core's targets, behind one short lock) → `tick` → `apply` → a backend; `query` and `http`
 //! show it; `journal` remembers it.
 
 pub mod actuate;
+mod apply;
+pub mod auth;
+pub mod bind;
 pub mod clock;
+pub mod cluster;
+mod decode;
+pub mod hooks;
 pub mod http;
 pub mod ingest;
 pub mod journal;
+mod link;
 pub mod local;
+mod past;
 pub mod query;
+pub mod roles;
 pub mod service;
 pub mod state;
 pub mod tick;

@@ -1,7 +1,7 @@
 //! The local backend: one supervisor and, where asked for, one front door per fleet.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -71,7 +71,32 @@ impl Member {
 /// The running backend.
 pub struct LocalBackend {
     members: BTreeMap<String, Arc<Member>>,
-    changed: Arc<Notify>,
+    changed: Arc<Changed>,
+}
+
+/// Fleets that have changed and not been looked at since; at most all of them.
+#[derive(Default)]
+struct Changed {
+    names: Mutex<BTreeSet<String>>,
+    some: Notify,
+}
+
+impl Changed {
+    fn add(&self, name: &str) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(name.to_owned());
+        self.some.notify_one();
+    }
+
+    async fn take(&self) -> Vec<String> {
+        loop {
+            let names = std::mem::take(&mut *self.names.lock().unwrap_or_else(PoisonError::into_inner));
+            if !names.is_empty() {
+                return names.into_iter().collect();
+            }
+            self.some.notified().await;
+        }
+    }
 }
 
 /// The front door as the supervisor wants to see it.
@@ -225,7 +250,7 @@ impl LocalBackend {
         tasks: &mut JoinSet<Result<(), Error>>,
         shutdown: &watch::Receiver<Option<Shutdown>>,
     ) -> LocalBackend {
-        let changed = Arc::new(Notify::new());
+        let changed = Arc::new(Changed::default());
         let mut members = BTreeMap::new();
         for fleet in fleets {
             let Prepared {
@@ -265,7 +290,7 @@ impl LocalBackend {
             if let Err(error) = member.ask(wanted.unwrap_or(initial), "start") {
                 tracing::error!(fleet = name, %error, "cannot ask for the initial replicas");
             }
-            watch_member(&member, Arc::clone(&changed));
+            watch_member(&name, &member, Arc::clone(&changed));
             members.insert(name, member);
         }
         LocalBackend { members, changed }
@@ -273,7 +298,8 @@ impl LocalBackend {
 }
 
 /// Tells of every change of a fleet and every rise of its held requests; ends with the supervisor.
-fn watch_member(member: &Arc<Member>, changed: Arc<Notify>) {
+fn watch_member(name: &str, member: &Arc<Member>, changed: Arc<Changed>) {
+    let name = name.to_owned();
     let mut state = member.supervisor.subscribe();
     let mut demand = member.door.as_ref().map(infer_frontdoor::Handle::demand_changed);
     tokio::spawn(async move {
@@ -291,7 +317,7 @@ fn watch_member(member: &Arc<Member>, changed: Arc<Notify>) {
             if seen.is_err() {
                 return;
             }
-            changed.notify_one();
+            changed.add(&name);
         }
     });
 }
@@ -310,10 +336,6 @@ fn unix_time(unix_ms: u64) -> TimeMs {
 }
 
 impl Actuator for LocalBackend {
-    fn name(&self) -> &'static str {
-        "local"
-    }
-
     fn fleet(&self, target: &str) -> Option<Fleet> {
         let member = self.members.get(target)?;
         let state = member.supervisor.snapshot();
@@ -358,9 +380,9 @@ impl Actuator for LocalBackend {
         })
     }
 
-    fn changed(&self) -> BoxFuture<()> {
+    fn changed(&self) -> BoxFuture<Vec<String>> {
         let changed = Arc::clone(&self.changed);
-        Box::pin(async move { changed.notified().await })
+        Box::pin(async move { changed.take().await })
     }
 }
 

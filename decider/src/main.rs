@@ -1,11 +1,11 @@
-//! `infer-decider`: run, check documents, clean up.
+//! `infer-decider`: run on this machine or in a cluster, check documents, clean up.
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{future::Future, io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use infer_api::{Documents, parse_sources};
-use infer_decider::service;
+use infer_decider::{cluster, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +27,13 @@ struct Args {
 enum Command {
     /// Run the decider with fleets on this machine.
     Run(Run),
+    /// Run the decider in a Kubernetes cluster: bindings are custom resources, targets anything with a replica count.
+    Kubernetes {
+        #[command(flatten)]
+        options: Box<cluster::Options>,
+        #[command(flatten)]
+        log: Log,
+    },
     /// End what a decider that was killed has left running: only what it has started.
     Cleanup {
         /// The killed decider's state directory.
@@ -61,6 +68,12 @@ struct Run {
     /// At a stop let engines and agents run on for the next decider to take over.
     #[arg(long)]
     leave_engines: bool,
+    #[command(flatten)]
+    log: Log,
+}
+
+#[derive(clap::Args)]
+struct Log {
     /// Log lines for people or for machines.
     #[arg(long, env = "INFER_DECIDER_LOG_FORMAT", default_value = "human")]
     log_format: LogFormat,
@@ -90,7 +103,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let documents = match &args.command {
         Command::Run(Run { config, .. }) | Command::Check { config } => read_documents(config),
-        Command::Cleanup { .. } => Ok(Documents::default()),
+        Command::Cleanup { .. } | Command::Kubernetes { .. } => Ok(Documents::default()),
     };
     let documents = match documents {
         Ok(documents) => documents,
@@ -109,6 +122,13 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Command::Cleanup { state_dir } => cleanup(state_dir),
+        Command::Kubernetes { options, log } => match options.certificate_names() {
+            Ok(_) => run_in_cluster(*options, &log),
+            Err(mistake) => {
+                say(&mistake);
+                return ExitCode::from(EXIT_USAGE);
+            }
+        },
         Command::Run(run) => {
             if documents.fleets.is_empty() {
                 say("nothing to run: the documents have no LocalFleet");
@@ -132,19 +152,41 @@ fn say(text: &str) {
     eprintln!("{text}");
 }
 
-fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::try_new(&run.log).with_context(|| format!("--log {:?}", run.log))?;
+fn start_log(log: &Log) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.log).with_context(|| format!("--log {:?}", log.log))?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // A log file is read by people and tools that do not know escapes.
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr);
-    match run.log_format {
-        LogFormat::Human => logs
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
+    match log.log_format {
+        LogFormat::Human => logs.init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
+    Ok(())
+}
+
+/// Completes at SIGTERM or SIGINT.
+fn signals() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    })
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
+    start_log(&run.log)?;
     raise_file_limit();
     let options = service::Options {
         documents,
@@ -153,20 +195,17 @@ fn run_decider(run: Run, documents: Documents) -> anyhow::Result<ExitCode> {
         http_listen: (!run.no_http).then_some(run.http_listen),
         leave_engines: run.leave_engines,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-        let shutdown = async move {
-            tokio::select! {
-                _ = terminate.recv() => tracing::info!("SIGTERM"),
-                _ = interrupt.recv() => tracing::info!("SIGINT"),
-            }
-        };
-        service::run(options, shutdown).await?;
+    runtime()?.block_on(async {
+        service::run(options, signals()?).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn run_in_cluster(options: cluster::Options, log: &Log) -> anyhow::Result<ExitCode> {
+    start_log(log)?;
+    raise_file_limit();
+    runtime()?.block_on(async {
+        cluster::run(options, signals()?).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

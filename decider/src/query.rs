@@ -1,16 +1,22 @@
 //! `Decisions`: what people and tools ask.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::Arc,
+};
 
 use infer_core::{TimeMs, decision::Control};
 use infer_proto::v1::{self, decisions_server::Decisions, explain_request::What};
 use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
+    auth::{Access, bearer},
+    hooks::Owner,
     journal::Entry,
-    state::{Entity, Shared, State, Word},
+    state::{Entity, Shared, State, Word, count},
     stopped, view,
 };
 
@@ -36,6 +42,33 @@ impl Queries {
     /// `shutdown` turning true ends every watch.
     pub fn new(shared: Arc<Shared>, shutdown: watch::Receiver<bool>) -> Self {
         Queries { shared, shutdown }
+    }
+
+    /// Whether the asker may do that with a target (empty: with all of them), and whether it is here.
+    async fn admit(&self, metadata: &MetadataMap, access: Access, target: &str) -> Result<(), Status> {
+        let hooks = self.shared.hooks();
+        let namespace = target.split_once('/').map_or("", |(namespace, _)| namespace);
+        let allowed = hooks
+            .authenticate
+            .person(bearer(metadata.as_ref()), access, namespace.to_owned())
+            .await;
+        allowed.inspect_err(|_| count(&self.shared.counters.unauthenticated))?;
+        if target.is_empty() || self.shared.state().targets.contains_key(target) {
+            return Ok(());
+        }
+        match hooks.ownership.of_target(target) {
+            Owner::Other { endpoint } => Err(Status::failed_precondition(format!(
+                "target {target:?} is decided on by another decider: ask {endpoint}"
+            ))),
+            Owner::Mine | Owner::Unknown => find(&mut self.shared.state(), target).map(|_| ()),
+        }
+    }
+
+    /// Empty for a decision that is not kept (any more).
+    fn target_of_decision(&self, id: u64) -> String {
+        let state = self.shared.state();
+        let found = state.decisions.iter().find(|decision| decision.id == id);
+        found.map_or_else(String::new, |decision| decision.record.target.clone())
     }
 
     /// Sets or ends a person's word on a target.
@@ -86,14 +119,16 @@ impl Decisions for Queries {
     type WatchTargetsStream = Watch<v1::Target>;
     type WatchDecisionsStream = Watch<v1::Decision>;
 
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::Status>, Status> {
+    async fn get_status(&self, request: Request<v1::GetStatusRequest>) -> Result<Response<v1::Status>, Status> {
+        self.admit(request.metadata(), Access::Read, "").await?;
         Ok(Response::new(view::status(&self.shared)))
     }
 
     async fn list_targets(
         &self,
-        _: Request<v1::ListTargetsRequest>,
+        request: Request<v1::ListTargetsRequest>,
     ) -> Result<Response<v1::ListTargetsResponse>, Status> {
+        self.admit(request.metadata(), Access::Read, "").await?;
         let now = self.shared.clock.now();
         let state = self.shared.state();
         let targets = state.targets.values().map(|entity| view::target(entity, now)).collect();
@@ -104,10 +139,9 @@ impl Decisions for Queries {
         &self,
         request: Request<v1::WatchTargetsRequest>,
     ) -> Result<Response<Self::WatchTargetsStream>, Status> {
+        self.admit(request.metadata(), Access::Read, &request.get_ref().target)
+            .await?;
         let only = request.into_inner().target;
-        if !only.is_empty() {
-            find(&mut self.shared.state(), &only)?;
-        }
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
         let shared = Arc::clone(&self.shared);
         let mut changed = shared.changed.subscribe();
@@ -150,11 +184,10 @@ impl Decisions for Queries {
         &self,
         request: Request<v1::ListDecisionsRequest>,
     ) -> Result<Response<v1::ListDecisionsResponse>, Status> {
+        self.admit(request.metadata(), Access::Read, &request.get_ref().target)
+            .await?;
         let request = request.into_inner();
-        let mut state = self.shared.state();
-        if !request.target.is_empty() {
-            find(&mut state, &request.target)?;
-        }
+        let state = self.shared.state();
         let limit = if request.limit == 0 {
             LIST_DEFAULT
         } else {
@@ -172,13 +205,12 @@ impl Decisions for Queries {
         &self,
         request: Request<v1::WatchDecisionsRequest>,
     ) -> Result<Response<Self::WatchDecisionsStream>, Status> {
+        self.admit(request.metadata(), Access::Read, &request.get_ref().target)
+            .await?;
         let request = request.into_inner();
         let mut news = self.shared.decisions.subscribe();
         let backlog: Vec<_> = {
-            let mut state = self.shared.state();
-            if !request.target.is_empty() {
-                find(&mut state, &request.target)?;
-            }
+            let state = self.shared.state();
             let wanted = state.decisions.iter().rev();
             let wanted =
                 wanted.filter(|decision| request.target.is_empty() || decision.record.target == request.target);
@@ -187,9 +219,9 @@ impl Decisions for Queries {
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
         let mut shutdown = self.shutdown.clone();
         tokio::spawn(async move {
-            let mut newest = 0;
+            // Between subscribing and listing one may be in both.
+            let told: BTreeSet<u64> = backlog.iter().map(|decision| decision.id).collect();
             for decision in backlog.into_iter().rev() {
-                newest = decision.id;
                 if sender.send(Ok(view::decision(&decision))).await.is_err() {
                     return;
                 }
@@ -209,8 +241,7 @@ impl Decisions for Queries {
                     () = stopped(&mut shutdown) => return,
                 };
                 let wanted = request.target.is_empty() || decision.record.target == request.target;
-                // Between subscribing and listing one may be in both.
-                if wanted && decision.id > newest && sender.send(Ok(view::decision(&decision))).await.is_err() {
+                if wanted && !told.contains(&decision.id) && sender.send(Ok(view::decision(&decision))).await.is_err() {
                     return;
                 }
             }
@@ -219,6 +250,18 @@ impl Decisions for Queries {
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::Explanation>, Status> {
+        let target = match &request.get_ref().what {
+            Some(What::Target(name)) => name.clone(),
+            Some(What::DecisionId(id)) => self.target_of_decision(*id),
+            None => String::new(),
+        };
+        // A decision outlives its target here.
+        let here = matches!(request.get_ref().what, Some(What::Target(_)));
+        let access = Access::Read;
+        match self.admit(request.metadata(), access, &target).await {
+            Err(status) if here || status.code() != tonic::Code::NotFound => return Err(status),
+            _ => {}
+        }
         let decision = {
             let mut state = self.shared.state();
             match request.into_inner().what {
@@ -250,6 +293,8 @@ impl Decisions for Queries {
     }
 
     async fn get_windows(&self, request: Request<v1::GetWindowsRequest>) -> Result<Response<v1::Windows>, Status> {
+        self.admit(request.metadata(), Access::Read, &request.get_ref().target)
+            .await?;
         let request = request.into_inner();
         if let Some(q) = request.quantiles.iter().find(|q| !(0.0..=1.0).contains(*q)) {
             return Err(Status::invalid_argument(format!("quantile {q} is not between 0 and 1")));
@@ -273,6 +318,8 @@ impl Decisions for Queries {
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::Target>, Status> {
+        self.admit(request.metadata(), Access::Write, &request.get_ref().target)
+            .await?;
         let request = request.into_inner();
         check_reason(&request.reason)?;
         let expires = self.expiry(request.for_s);
@@ -287,10 +334,14 @@ impl Decisions for Queries {
     }
 
     async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::Target>, Status> {
+        self.admit(request.metadata(), Access::Write, &request.get_ref().target)
+            .await?;
         self.speak(&request.into_inner().target, None)
     }
 
     async fn r#override(&self, request: Request<v1::OverrideRequest>) -> Result<Response<v1::Target>, Status> {
+        self.admit(request.metadata(), Access::Write, &request.get_ref().target)
+            .await?;
         let request = request.into_inner();
         check_reason(&request.reason)?;
         if request.for_s == 0 || request.for_s > OVERRIDE_S_MAX {

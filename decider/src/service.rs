@@ -14,9 +14,14 @@ use infer_core::decision::Control;
 use infer_local::{Shutdown, StateDir};
 use infer_proto::v1::{decisions_server::DecisionsServer, telemetry_server::TelemetryServer};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::transport::{Server, server::Connected};
 
 use crate::{
     actuate::Actuator,
@@ -38,7 +43,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// One connection carries one agent's stream, or a few questions.
 const STREAMS_PER_CONNECTION: u32 = 32;
 /// Agents that flush at the end are given this long.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a decider is started with.
 #[derive(Debug, Clone)]
@@ -95,6 +100,7 @@ impl From<infer_local::Error> for Error {
 pub fn target_specs(documents: &Documents) -> Vec<TargetSpec> {
     let spec = |target: infer_api::ResolvedTarget<'_>| TargetSpec {
         name: target.bound.name.to_owned(),
+        namespace: String::new(),
         binding: target.bound.binding.metadata.name.clone(),
         policy_name: target.bound.policy_name.to_owned(),
         policy: Arc::new(target.bound.policy),
@@ -109,18 +115,19 @@ pub fn target_specs(documents: &Documents) -> Vec<TargetSpec> {
             fast_interval_ms: u32::try_from(target.fleet.spec.agent.fast_interval_milliseconds).unwrap_or(0),
             ..Wishes::default()
         },
+        coupling: None,
     };
     documents.targets().into_iter().map(spec).collect()
 }
 
-async fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Error> {
+pub(crate) async fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, Error> {
     TcpListener::bind(address)
         .await
         .map_err(|source| Error::Listen { address, what, source })
 }
 
 /// Where a decider that is running listens: read by tools that were told port 0.
-fn write_addresses(state_dir: &Path, grpc: SocketAddr, http: Option<SocketAddr>) {
+pub(crate) fn write_addresses(state_dir: &Path, grpc: SocketAddr, http: Option<SocketAddr>) {
     let addresses = serde_json::json!({ "grpc": grpc, "http": http });
     if let Err(error) = std::fs::write(state_dir.join("addresses.json"), format!("{addresses}\n")) {
         tracing::warn!(%error, "cannot write addresses.json");
@@ -242,29 +249,31 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 /// What an engine's agent last said of its requests.
 fn running(shared: &Arc<Shared>) -> RunningLookup {
     let shared = Arc::clone(shared);
-    Arc::new(move |target, replica| {
-        let now = shared.clock.now();
-        let state = shared.state();
-        let pod = state
-            .targets
-            .get(target)?
-            .target
-            .pods()
-            .find(|pod| pod.view.name == replica)?;
-        let latest = pod.latest.as_ref().filter(|_| pod.is_fresh(now))?;
-        latest.gauges.concurrency()
-    })
+    Arc::new(move |target, replica| shared.load(target, replica))
 }
 
 /// Serves agents and people on `listener` until `stopped` turns true.
 ///
 /// # Errors
 /// When the server fails.
-pub async fn serve(
-    listener: TcpListener,
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stopped: watch::Receiver<bool>) -> Result<(), Error> {
+    serve_incoming(TcpListenerStream::new(listener), shared, stopped).await
+}
+
+/// Likewise on connections that something else has accepted, such as a TLS server.
+///
+/// # Errors
+/// When the server fails.
+pub async fn serve_incoming<I, IO, E>(
+    incoming: I,
     shared: Arc<Shared>,
     mut stopped: watch::Receiver<bool>,
-) -> Result<(), Error> {
+) -> Result<(), Error>
+where
+    I: Stream<Item = Result<IO, E>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<TelemetryServer<Ingest>>().await;
     health.set_serving::<DecisionsServer<Queries>>().await;
@@ -289,7 +298,5 @@ pub async fn serve(
     let stop = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    Ok(router
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
-        .await?)
+    Ok(router.serve_with_incoming_shutdown(incoming, stop).await?)
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -19,20 +19,26 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::{
     actuate::PodDetail,
+    bind::Inherited,
     clock::Clock,
-    journal::{ControlEntry, Decision, Entry, Journal, Recovered},
+    hooks::Hooks,
+    journal::{Decision, Journal, Recovered},
+    link::Link,
+    roles::Coupling,
 };
 
-/// Decisions kept in memory for listing and explaining: 3 KB each, so 6 MB.
-const DECISIONS_KEPT: usize = 2000;
+pub use crate::past::Word;
+
 /// Decisions a slow watcher may fall behind before it misses some (and is told so).
 const WATCH_BACKLOG: usize = 256;
 
-/// A target from the documents.
-#[derive(Debug, Clone)]
+/// A target as its binding asks for it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct TargetSpec {
-    /// The fleet's name.
+    /// The fleet's name; in Kubernetes `namespace/binding`, with `/role` where the binding has roles.
     pub name: String,
+    /// Where its Pods are; empty outside Kubernetes. If it is not, the name begins with it.
+    pub namespace: String,
     /// The binding's name.
     pub binding: String,
     /// The policy's name.
@@ -45,10 +51,12 @@ pub struct TargetSpec {
     pub control: Control,
     /// What its agents are asked for.
     pub wishes: Wishes,
+    /// The ratio to another role of the same binding.
+    pub coupling: Option<Coupling>,
 }
 
 /// What agents are asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wishes {
     /// Time between full samples, ms.
     pub interval_ms: u32,
@@ -68,17 +76,6 @@ impl Default for Wishes {
     }
 }
 
-/// A person's word on a target, and when it ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word {
-    /// What holds.
-    pub control: Control,
-    /// Until when; `None`: until somebody says otherwise.
-    pub expires: Option<TimeMs>,
-    /// Why.
-    pub reason: String,
-}
-
 /// What an agent has said about its engine, for people.
 #[derive(Debug, Clone, Default)]
 pub struct AgentNote {
@@ -92,7 +89,7 @@ pub struct AgentNote {
 
 /// A target with what surrounds it.
 pub struct Entity {
-    /// What the documents say.
+    /// What the binding says.
     pub spec: TargetSpec,
     /// The brain's part.
     pub target: Target,
@@ -112,6 +109,13 @@ pub struct Entity {
     pub checkpointed: TimeMs,
     /// The last plan that people were told of.
     pub told: Option<Told>,
+    /// The number of the decision whose plan the backend has not answered yet. Until then the target is not decided on again:
+    /// no two plans are made for one state.
+    pub in_flight: Option<u64>,
+    /// Replicas that have been told to drain, and why; known here for as long as the backend lists them.
+    pub drains: BTreeMap<String, String>,
+    /// The stream of each replica's agent.
+    pub(crate) links: BTreeMap<String, Link>,
 }
 
 /// A plan as it was told.
@@ -164,6 +168,14 @@ pub struct Counters {
     pub samples_missing: AtomicU64,
     /// Streams closed because of what they sent.
     pub streams_refused: AtomicU64,
+    /// Streams and questions refused because of who sent them.
+    pub unauthenticated: AtomicU64,
+    /// Agents that were sent to another decider.
+    pub redirects: AtomicU64,
+    /// Orders to drain, or to stop draining.
+    pub drain_orders: AtomicU64,
+    /// Plans that the backend has not answered yet.
+    pub plans_in_flight: AtomicU64,
     /// Ticks done.
     pub ticks: AtomicU64,
     /// Ticks that were woken early.
@@ -188,9 +200,13 @@ pub fn count(counter: &AtomicU64) {
 pub struct State {
     /// By name.
     pub targets: BTreeMap<String, Entity>,
-    /// The newest at the back.
+    /// In the order of their numbers, the newest at the back.
     pub decisions: VecDeque<Arc<Decision>>,
-    next_decision_id: u64,
+    pub(crate) next_decision_id: u64,
+    /// Of targets that are not bound: what they remembered, and when that was written.
+    pub(crate) memories: BTreeMap<String, (TimeMs, Memory)>,
+    /// Of targets that are not bound: people's words. At most one per target that a person has ever spoken about.
+    pub(crate) words: BTreeMap<String, Word>,
 }
 
 /// Shared by ingest, tick and queries.
@@ -211,6 +227,7 @@ pub struct Shared {
     pub decisions: broadcast::Sender<Arc<Decision>>,
     /// Bumped after each tick and each change by a person.
     pub changed: watch::Sender<u64>,
+    hooks: OnceLock<Hooks>,
     state: Mutex<State>,
 }
 
@@ -223,39 +240,15 @@ impl Shared {
         journal: Journal,
         recovered: Recovered,
     ) -> Arc<Self> {
-        let mut past = Past::default();
+        let mut state = State::default();
         for entry in recovered.entries {
-            past.take(entry);
+            state.take(entry);
         }
+        state.next_decision_id = state.next_decision_id.max(1);
         let now = clock.now();
-        let mut targets = BTreeMap::new();
         for spec in specs {
-            let memory = past.memories.remove(&spec.name).map(|memory| *memory);
-            let word = past
-                .words
-                .remove(&spec.name)
-                .filter(|word| word.expires.is_none_or(|end| end > now));
-            let target = Target::new(&spec.name, Arc::clone(&spec.policy), spec.bounds, memory, now);
-            let last_change = past
-                .decisions
-                .iter()
-                .rev()
-                .find(|decision| decision.record.target == spec.name);
-            let entity = Entity {
-                last_change: last_change.map_or((0, 0), |decision| (decision.id, decision.unix_ms)),
-                target,
-                word,
-                latest: None,
-                details: BTreeMap::new(),
-                notes: BTreeMap::new(),
-                dirty: true,
-                checkpointed: now,
-                told: None,
-                spec,
-            };
-            targets.insert(entity.spec.name.clone(), entity);
+            state.bind(spec, Inherited::Journal, now);
         }
-        let next_decision_id = past.next_decision_id.max(1);
         Arc::new(Shared {
             decider_id: format!("{:016x}", fastrand::u64(..)),
             clock,
@@ -265,12 +258,21 @@ impl Shared {
             wake: Notify::new(),
             decisions: broadcast::channel(WATCH_BACKLOG).0,
             changed: watch::channel(0).0,
-            state: Mutex::new(State {
-                targets,
-                decisions: past.decisions,
-                next_decision_id,
-            }),
+            hooks: OnceLock::new(),
+            state: Mutex::new(state),
         })
+    }
+
+    /// Says what surrounds the service. Once, and before it is served; later calls change nothing.
+    pub fn surround(&self, hooks: Hooks) {
+        if self.hooks.set(hooks).is_err() {
+            tracing::error!("the service's surroundings were said twice; the first holds");
+        }
+    }
+
+    /// What surrounds the service.
+    pub fn hooks(&self) -> &Hooks {
+        self.hooks.get_or_init(Hooks::default)
     }
 
     /// The state. A panic elsewhere while it was held leaves it usable: every change is made in one step.
@@ -284,60 +286,27 @@ impl Shared {
     }
 }
 
-/// What the journal knew.
-#[derive(Default)]
-struct Past {
-    decisions: VecDeque<Arc<Decision>>,
-    next_decision_id: u64,
-    memories: BTreeMap<String, Box<Memory>>,
-    words: BTreeMap<String, Word>,
-}
-
-impl Past {
-    fn take(&mut self, entry: Entry) {
-        match entry {
-            Entry::Decision(decision) => {
-                let mut memory = decision.record.memory_after.clone();
-                if !decision.applied {
-                    memory.events.forget(decision.record.inputs.now);
-                }
-                self.memories.insert(decision.record.target.clone(), Box::new(memory));
-                self.next_decision_id = self.next_decision_id.max(decision.id + 1);
-                remember(&mut self.decisions, Arc::new(*decision));
-            }
-            Entry::Checkpoint {
-                target,
-                memory,
-                next_decision_id,
-                ..
-            } => {
-                self.next_decision_id = self.next_decision_id.max(next_decision_id);
-                self.memories.insert(target, memory);
-            }
-            Entry::Control(entry) => match Word::from_entry(&entry) {
-                Some(word) => {
-                    self.words.insert(entry.target, word);
-                }
-                None => {
-                    self.words.remove(&entry.target);
-                }
-            },
-        }
-    }
-}
-
-fn remember(decisions: &mut VecDeque<Arc<Decision>>, decision: Arc<Decision>) {
-    if decisions.len() >= DECISIONS_KEPT {
-        decisions.pop_front();
-    }
-    decisions.push_back(decision);
-}
-
 impl State {
-    /// Numbers a decision and remembers it.
-    pub fn add_decision(&mut self, unix_ms: i64, record: Record, not_applied: Option<String>) -> Arc<Decision> {
+    /// The number of a decision that is about to be made. One that is never told leaves a gap.
+    pub fn reserve_decision(&mut self) -> u64 {
         let id = self.next_decision_id;
         self.next_decision_id += 1;
+        id
+    }
+
+    /// Decisions from now on have at least this number.
+    pub fn number_from(&mut self, id: u64) {
+        self.next_decision_id = self.next_decision_id.max(id);
+    }
+
+    /// Remembers a decision under its number.
+    pub fn add_decision(
+        &mut self,
+        id: u64,
+        unix_ms: i64,
+        record: Record,
+        not_applied: Option<String>,
+    ) -> Arc<Decision> {
         let decision = Arc::new(Decision {
             id,
             unix_ms,
@@ -345,7 +314,7 @@ impl State {
             not_applied,
             record,
         });
-        remember(&mut self.decisions, Arc::clone(&decision));
+        self.remember(Arc::clone(&decision));
         decision
     }
 
@@ -354,44 +323,14 @@ impl State {
         self.next_decision_id
     }
 
-    /// Names of all targets, for messages.
+    /// Names of the targets, for messages; of many the first ones.
     pub fn names(&self) -> String {
-        let names: Vec<_> = self.targets.keys().map(String::as_str).collect();
-        if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(", ")
-        }
-    }
-}
-
-impl Word {
-    fn from_entry(entry: &ControlEntry) -> Option<Word> {
-        let control = match (entry.control.as_str(), entry.replicas) {
-            ("paused", _) => Control::Paused,
-            ("override", Some(replicas)) => Control::Override(replicas),
-            _ => return None,
-        };
-        Some(Word {
-            control,
-            expires: entry.expires_unix_ms.map(TimeMs),
-            reason: entry.reason.clone(),
-        })
-    }
-
-    /// The journal's form; `None` for the end of a word.
-    pub fn to_entry(target: &str, word: Option<&Word>) -> ControlEntry {
-        let (control, replicas) = match word.map(|word| word.control) {
-            Some(Control::Paused) => ("paused", None),
-            Some(Control::Override(replicas)) => ("override", Some(replicas)),
-            Some(Control::Auto | Control::Advisory) | None => ("auto", None),
-        };
-        ControlEntry {
-            target: target.to_owned(),
-            control: control.to_owned(),
-            replicas,
-            expires_unix_ms: word.and_then(|word| word.expires).map(|end| end.0),
-            reason: word.map(|word| word.reason.clone()).unwrap_or_default(),
+        const SHOWN: usize = 20;
+        let names: Vec<_> = self.targets.keys().take(SHOWN).map(String::as_str).collect();
+        match self.targets.len().saturating_sub(SHOWN) {
+            0 if names.is_empty() => "none".to_owned(),
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
         }
     }
 }

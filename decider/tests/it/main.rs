@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod agents;
+mod edges;
+mod owners;
 mod people;
+mod plans;
 mod review;
 mod support;
+mod targets;

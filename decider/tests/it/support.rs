@@ -1,7 +1,7 @@
 //! A decider in this process: real gRPC, real journal, real ticks; only the backend is a table.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use infer_core::{
 use infer_decider::{
     actuate::{self, Actuator, BoxFuture, Fleet},
     clock::Clock,
+    hooks::Hooks,
     journal::Journal,
     service,
     state::{Shared, TargetSpec, Wishes},
@@ -31,19 +32,26 @@ use infer_proto::v1::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Status, Streaming,
+    Request, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
-/// A backend that does at once what it is told.
+/// A backend that does at once what it is told, except for the targets in `hanging`.
 #[derive(Default)]
 pub(crate) struct Table {
     pub(crate) fleets: Mutex<BTreeMap<String, Fleet>>,
     pub(crate) applied: Mutex<Vec<(Plan, String)>>,
+    /// Plans for these are taken when they are let go.
+    pub(crate) hanging: watch::Sender<BTreeSet<String>>,
+    pub(crate) changes: Mutex<Vec<String>>,
+    pub(crate) change: Notify,
+    /// Targets looked at, in order.
+    pub(crate) looks: Mutex<Vec<String>>,
 }
 
 impl Table {
@@ -69,23 +77,37 @@ impl Table {
     }
 }
 
-impl Actuator for Table {
-    fn name(&self) -> &'static str {
-        "table"
-    }
+/// The table, as the decider has it.
+struct Handle(Arc<Table>);
 
+impl Actuator for Handle {
     fn fleet(&self, target: &str) -> Option<Fleet> {
-        self.fleets.lock().unwrap().get(target).cloned()
+        self.0.looks.lock().unwrap().push(target.to_owned());
+        self.0.fleets.lock().unwrap().get(target).cloned()
     }
 
     fn apply(&self, plan: Plan, plan_id: String) -> BoxFuture<Result<(), actuate::Error>> {
-        self.set(&plan.target, plan.to);
-        self.applied.lock().unwrap().push((plan, plan_id));
-        Box::pin(async { Ok(()) })
+        let table = Arc::clone(&self.0);
+        Box::pin(async move {
+            let mut hanging = table.hanging.subscribe();
+            table.applied.lock().unwrap().push((plan.clone(), plan_id));
+            let _ = hanging.wait_for(|hanging| !hanging.contains(&plan.target)).await;
+            table.set(&plan.target, plan.to);
+            Ok(())
+        })
     }
 
-    fn changed(&self) -> BoxFuture<()> {
-        Box::pin(std::future::pending())
+    fn changed(&self) -> BoxFuture<Vec<String>> {
+        let table = Arc::clone(&self.0);
+        Box::pin(async move {
+            loop {
+                let names = std::mem::take(&mut *table.changes.lock().unwrap());
+                if !names.is_empty() {
+                    return names;
+                }
+                table.change.notified().await;
+            }
+        })
     }
 }
 
@@ -94,6 +116,7 @@ pub(crate) struct Decider {
     pub(crate) table: Arc<Table>,
     pub(crate) address: String,
     stop: watch::Sender<bool>,
+    ticks: JoinHandle<()>,
 }
 
 pub(crate) fn spec(name: &str, control: Control) -> TargetSpec {
@@ -110,12 +133,14 @@ pub(crate) fn spec(name: &str, control: Control) -> TargetSpec {
     };
     TargetSpec {
         name: name.to_owned(),
+        namespace: name.split_once('/').map_or("", |(namespace, _)| namespace).to_owned(),
         binding: format!("{name}-binding"),
         policy_name: "policy".to_owned(),
         policy: Arc::new(policy),
         bounds: Bounds { min: 1, max: 20 },
         control,
         wishes: Wishes::default(),
+        coupling: None,
     }
 }
 
@@ -129,20 +154,31 @@ impl Decider {
     }
 
     pub(crate) async fn start_with(directory: &Path, table: Arc<Table>) -> Decider {
-        let (journal, recovered) = Journal::open(&directory.join("journal")).unwrap();
         let specs = vec![spec("chat", Control::Auto), spec("draft", Control::Advisory)];
+        Decider::start_among(directory, table, specs, Hooks::default()).await
+    }
+
+    pub(crate) async fn start_among(
+        directory: &Path,
+        table: Arc<Table>,
+        specs: Vec<TargetSpec>,
+        hooks: Hooks,
+    ) -> Decider {
+        let (journal, recovered) = Journal::open(&directory.join("journal")).unwrap();
         let shared = Shared::new(Clock::start(), "table", specs, journal, recovered);
+        shared.surround(hooks);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(service::serve(listener, Arc::clone(&shared), stopped.clone()));
-        let backend: Arc<dyn Actuator> = Arc::clone(&table) as _;
-        tokio::spawn(tick::run(Arc::clone(&shared), backend, stopped));
+        let backend: Arc<dyn Actuator> = Arc::new(Handle(Arc::clone(&table)));
+        let ticks = tokio::spawn(tick::run(Arc::clone(&shared), backend, stopped));
         let decider = Decider {
             shared,
             table,
             address,
             stop,
+            ticks,
         };
         decider
             .until("the first tick", |shared| {
@@ -181,6 +217,12 @@ impl Decider {
         self.shared.journal.flush();
         self.stop.send(true).unwrap();
     }
+
+    /// Stops, and hands back the task that decides.
+    pub(crate) fn stop_and_wait(self) -> JoinHandle<()> {
+        self.stop.send(true).unwrap();
+        self.ticks
+    }
 }
 
 /// An agent that says what it is told to say.
@@ -191,13 +233,28 @@ pub(crate) struct Agent {
 }
 
 pub(crate) fn hello(target: &str, pod: &str, boot: &str, started_unix_ms: i64) -> Body {
+    let identity = v1::PodIdentity {
+        name: pod.to_owned(),
+        target: target.to_owned(),
+        ..Default::default()
+    };
+    hello_of(identity, boot, started_unix_ms)
+}
+
+/// A Pod's agent that leaves it to the decider to find the target.
+pub(crate) fn hello_from(namespace: &str, pod: &str, boot: &str) -> Body {
+    let identity = v1::PodIdentity {
+        namespace: namespace.to_owned(),
+        name: pod.to_owned(),
+        ..Default::default()
+    };
+    hello_of(identity, boot, 1)
+}
+
+fn hello_of(pod: v1::PodIdentity, boot: &str, started_unix_ms: i64) -> Body {
     Body::Hello(v1::Hello {
         agent_version: "test".to_owned(),
-        pod: Some(v1::PodIdentity {
-            name: pod.to_owned(),
-            target: target.to_owned(),
-            ..Default::default()
-        }),
+        pod: Some(pod),
         boot: Some(v1::Boot {
             id: boot.to_owned(),
             started_unix_ms,
@@ -208,9 +265,18 @@ pub(crate) fn hello(target: &str, pod: &str, boot: &str, started_unix_ms: i64) -
 
 impl Agent {
     pub(crate) async fn connect(decider: &Decider) -> Agent {
+        Agent::connect_with(decider, None).await
+    }
+
+    pub(crate) async fn connect_with(decider: &Decider, token: Option<&str>) -> Agent {
         let (outgoing, receiver) = mpsc::channel(64);
         let mut client = TelemetryClient::new(decider.channel().await);
-        let incoming = client.report(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        let mut request = Request::new(ReceiverStream::new(receiver));
+        if let Some(token) = token {
+            let header = format!("Bearer {token}").parse().unwrap();
+            request.metadata_mut().insert("authorization", header);
+        }
+        let incoming = client.report(request).await.unwrap().into_inner();
         Agent {
             outgoing,
             incoming,
