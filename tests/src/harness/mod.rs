@@ -1,7 +1,10 @@
 //! Real processes under a test's or a demo's hand.
 
 mod binaries;
+pub mod cluster;
 mod decider;
+mod http;
+pub mod node;
 mod ports;
 mod processes;
 mod wait;
@@ -12,6 +15,7 @@ use thiserror::Error;
 
 pub use binaries::Binaries;
 pub use decider::{Client, Decider, Options};
+pub use http::http_get;
 pub use ports::{free_port, free_range};
 pub use processes::{MARK, Process, marked};
 pub use wait::{for_target, until};
