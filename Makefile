@@ -22,8 +22,15 @@ demo-vllm: build ## The same with real vLLM processes on the CPU (installs vLLM 
 	tests/real-engines/setup-vllm.sh .cache/vllm
 	$(BINARIES)/infer-demo vllm --lab .cache/vllm
 
+# Nothing is built where the user names a cluster or brings programs of his own.
+.PHONY: control-plane
+control-plane: ## A Kubernetes control plane for the tests, built with Go once (7 to 12 minutes on two cores)
+	@if [ -z "$$INFER_TEST_KUBECONFIG$$KUBEBUILDER_ASSETS" ]; then \
+	  tests/cluster/build.sh >/dev/null || { code=$$?; [ $$code = 3 ] || exit $$code; \
+	    echo 'skipped: no control plane (see above): nothing is tested against a Kubernetes API server'; }; fi
+
 .PHONY: test
-test: build ## Every test
+test: build control-plane ## Every test
 	@[ -d ../shared ] || echo 'skipped: no ../shared here: conformance vectors, captures of real engines and traces are not tested'
 	$(CARGO) test --workspace --no-fail-fast
 

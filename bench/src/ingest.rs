@@ -59,10 +59,6 @@ fn target_name(index: usize) -> String {
 struct Still(HashMap<String, Fleet>);
 
 impl Actuator for Still {
-    fn name(&self) -> &'static str {
-        "bench"
-    }
-
     fn fleet(&self, target: &str) -> Option<Fleet> {
         self.0.get(target).cloned()
     }
@@ -71,7 +67,7 @@ impl Actuator for Still {
         Box::pin(async { Ok(()) })
     }
 
-    fn changed(&self) -> BoxFuture<()> {
+    fn changed(&self) -> BoxFuture<Vec<String>> {
         Box::pin(pending())
     }
 }
@@ -88,12 +84,14 @@ pub(crate) async fn decider(listener: TcpListener, standing: Standing) -> anyhow
     };
     let spec = |name: &String| TargetSpec {
         name: name.clone(),
+        namespace: String::new(),
         binding: name.clone(),
         policy_name: "bench".to_owned(),
         policy: workload::policy(),
         bounds,
         control: Control::Auto,
         wishes: Wishes::default(),
+        coupling: None,
     };
     let clock = Clock::start();
     let shared = Shared::new(clock, "bench", names.iter().map(spec).collect(), journal, recovered);

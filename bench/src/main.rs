@@ -12,6 +12,7 @@ mod helper;
 mod http;
 mod ingest;
 mod jump;
+mod kube;
 mod machine;
 mod parser;
 mod process;
@@ -19,11 +20,15 @@ mod report;
 mod restart;
 mod workload;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 
+use process::Process;
 use report::Report;
 
 /// Measures what is promised.
@@ -35,11 +40,11 @@ use report::Report;
 )]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Task,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Task {
     /// Run benches and write their results.
     Run(Run),
     /// What stands around a measured process; started by benches.
@@ -66,7 +71,30 @@ struct Run {
     build: String,
 }
 
-const NAMES: [&str; 7] = ["parser", "agent", "agent-size", "decide", "ingest", "jump", "restart"];
+const NAMES: [&str; 11] = [
+    "parser",
+    "agent",
+    "agent-size",
+    "decide",
+    "ingest",
+    "jump",
+    "restart",
+    "webhook",
+    "kube-jump",
+    "kube-restart",
+    "kube-scale",
+];
+/// Those that start a control plane. It ends with the process, so each has one to itself.
+const ON_A_CONTROL_PLANE: [&str; 4] = ["webhook", "kube-jump", "kube-restart", "kube-scale"];
+
+/// How a bench ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// There are figures.
+    Measured,
+    /// Something that it needs is not here; it has said what.
+    Skipped,
+}
 
 /// What every bench is given.
 #[derive(Debug, Clone)]
@@ -100,8 +128,8 @@ impl Setting {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(run) => end_children_with_us().and_then(|()| run_benches(run)),
-        Command::Helper(helper) => helper::run(helper).map(|()| ExitCode::SUCCESS),
+        Task::Run(run) => end_children_with_us().and_then(|()| run_benches(run)),
+        Task::Helper(helper) => helper::run(helper).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         say(&format!("infer-bench: {error:#}"));
@@ -154,11 +182,17 @@ fn run_benches(run: Run) -> anyhow::Result<ExitCode> {
     };
     std::fs::create_dir_all(&run.out).with_context(|| format!("making {}", run.out.display()))?;
     let mut failed = false;
+    let several = names.len() > 1;
     for name in names {
+        if several && ON_A_CONTROL_PLANE.contains(&name.as_str()) {
+            failed |= !run_alone(&name, &setting, &run.out)?;
+            continue;
+        }
         say(&format!("bench {name}: running"));
         let mut report = Report::begin(&name, &setting);
         match bench(&name, &setting, &mut report) {
-            Ok(()) => {
+            Ok(Outcome::Skipped) => say(&format!("bench {name}: skipped, no result")),
+            Ok(Outcome::Measured) => {
                 report.end();
                 report.write(&run.out)?;
                 println!("{}", report.table());
@@ -172,7 +206,18 @@ fn run_benches(run: Run) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn bench(name: &str, setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
+/// Runs a bench in a process of its own. Whether it was measured or skipped.
+fn run_alone(name: &str, setting: &Setting, out: &Path) -> anyhow::Result<bool> {
+    let mut command = Command::new(std::env::current_exe().context("where this program is")?);
+    command.args(["run", name, "--build", &setting.build]);
+    command.arg("--out").arg(out).arg("--bin-dir").arg(&setting.bin_dir);
+    if setting.quick {
+        command.arg("--quick");
+    }
+    Ok(Process::start(&format!("bench {name}"), &mut command)?.wait()?.success())
+}
+
+fn bench(name: &str, setting: &Setting, report: &mut Report) -> anyhow::Result<Outcome> {
     match name {
         "parser" => parser::run(setting, report),
         "agent" => agent::run(setting, report),
@@ -181,6 +226,11 @@ fn bench(name: &str, setting: &Setting, report: &mut Report) -> anyhow::Result<(
         "ingest" => ingest::run(setting, report),
         "jump" => jump::run(setting, report),
         "restart" => restart::run(setting, report),
+        "webhook" => return kube::webhook::run(setting, report),
+        "kube-jump" => return kube::jump::run(setting, report),
+        "kube-restart" => return kube::restart::run(setting, report),
+        "kube-scale" => return kube::scale::run(setting, report),
         name => bail!("there is no bench {name:?}"),
-    }
+    }?;
+    Ok(Outcome::Measured)
 }

@@ -82,6 +82,11 @@ impl Process {
         Ok(())
     }
 
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> anyhow::Result<ExitStatus> {
+        self.child.wait().with_context(|| format!("waiting for {}", self.what))
+    }
+
     /// SIGTERM, and waits for its end.
     pub(crate) fn stop(mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
         self.signal_and_wait(patience)
