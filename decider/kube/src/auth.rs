@@ -239,7 +239,11 @@ impl Authenticator {
         if answer.holds() {
             let now = Instant::now();
             let options = &inner.options;
-            let hold = if answer.is_yes() { options.yes_for } else { options.no_for };
+            let hold = if answer.is_yes() {
+                options.yes_for
+            } else {
+                options.no_for
+            };
             inner
                 .lock()
                 .put(question, answer.clone(), now + hold, now, options.answers_max);
@@ -285,7 +289,9 @@ impl Authenticator {
             ..SubjectAccessReview::default()
         };
         let api: Api<SubjectAccessReview> = Api::all(self.0.client.clone());
-        let answer = self.in_turn(async { api.create(&PostParams::default(), &review).await }).await;
+        let answer = self
+            .in_turn(async { api.create(&PostParams::default(), &review).await })
+            .await;
         Answer::May(answer.and_then(|review| {
             let status = review.status.unwrap_or_default();
             if status.allowed && !status.denied.unwrap_or_default() {
@@ -306,7 +312,11 @@ impl Authenticator {
 
     async fn review(&self, token: &str, audience: Option<String>) -> Result<UserInfo, Error> {
         if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
-            let problem = if token.is_empty() { "it is empty" } else { "it is too long" };
+            let problem = if token.is_empty() {
+                "it is empty"
+            } else {
+                "it is too long"
+            };
             return Err(Error::Unauthenticated(problem.to_owned()));
         }
         let review = TokenReview {
@@ -317,10 +327,14 @@ impl Authenticator {
             ..TokenReview::default()
         };
         let api: Api<TokenReview> = Api::all(self.0.client.clone());
-        let answer = self.in_turn(async { api.create(&PostParams::default(), &review).await }).await?;
+        let answer = self
+            .in_turn(async { api.create(&PostParams::default(), &review).await })
+            .await?;
         let status = answer.status.unwrap_or_default();
         if !status.authenticated.unwrap_or_default() {
-            let why = status.error.unwrap_or_else(|| "it is not known or has expired".to_owned());
+            let why = status
+                .error
+                .unwrap_or_else(|| "it is not known or has expired".to_owned());
             return Err(Error::Unauthenticated(why));
         }
         // An API server that knows no audiences says nothing of them: then the token is for the API server itself.
@@ -400,7 +414,12 @@ mod tests {
         let values = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
         UserInfo {
             username: Some(name.to_owned()),
-            extra: Some(extra.iter().map(|(key, list)| ((*key).to_owned(), values(list))).collect::<BTreeMap<_, _>>()),
+            extra: Some(
+                extra
+                    .iter()
+                    .map(|(key, list)| ((*key).to_owned(), values(list)))
+                    .collect::<BTreeMap<_, _>>(),
+            ),
             ..UserInfo::default()
         }
     }
@@ -428,11 +447,17 @@ mod tests {
                 "system:serviceaccount:ml:default",
                 &[(POD_NAME, &["chat-0", "chat-1"]), (POD_UID, &["u1"])],
             ),
-            ("system:serviceaccount:ml", &[(POD_NAME, &["chat-0"]), (POD_UID, &["u1"])]),
+            (
+                "system:serviceaccount:ml",
+                &[(POD_NAME, &["chat-0"]), (POD_UID, &["u1"])],
+            ),
             ("admin", &[(POD_NAME, &["chat-0"]), (POD_UID, &["u1"])]),
         ];
         for (name, extra) in cases {
-            assert!(matches!(agent_of(&user(name, extra)), Err(Error::Denied(_))), "{name} {extra:?}");
+            assert!(
+                matches!(agent_of(&user(name, extra)), Err(Error::Denied(_))),
+                "{name} {extra:?}"
+            );
         }
     }
 
@@ -452,7 +477,10 @@ mod tests {
         assert!(answers.get(&question(2), now).is_none(), "full");
         assert!(answers.get(&question(1), now + second).is_none(), "over");
         answers.put(question(2), Answer::May(Ok(())), now + 3 * second, now + 2 * second, 2);
-        assert!(answers.get(&question(2), now + 2 * second).is_some(), "old ones give way");
+        assert!(
+            answers.get(&question(2), now + 2 * second).is_some(),
+            "old ones give way"
+        );
         assert_eq!(answers.by_question.len(), 1);
     }
 }

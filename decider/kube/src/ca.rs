@@ -114,7 +114,13 @@ pub async fn ensure_authority(
 }
 
 fn is_empty(secret: &Secret) -> bool {
-    let is_empty = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).is_none_or(|bytes| bytes.0.is_empty());
+    let is_empty = |key: &str| {
+        secret
+            .data
+            .as_ref()
+            .and_then(|data| data.get(key))
+            .is_none_or(|bytes| bytes.0.is_empty())
+    };
     is_empty(CERTIFICATES) && is_empty(KEY)
 }
 
@@ -287,7 +293,10 @@ where
             return Ok(Patched::default());
         };
         let present = webhooks(&object);
-        let others: Vec<&Trusts> = present.iter().filter(|(_, trusts)| trusts.as_ref() != Some(&wanted)).collect();
+        let others: Vec<&Trusts> = present
+            .iter()
+            .filter(|(_, trusts)| trusts.as_ref() != Some(&wanted))
+            .collect();
         let patched = Patched {
             changed: others.len(),
             webhooks: present.len(),

@@ -185,9 +185,15 @@ impl Demands {
         }
         let body: Body = serde_json::from_slice(body).map_err(|error| PushError::Malformed(error.to_string()))?;
         if !body.waiting.is_finite() || body.waiting < 0.0 {
-            return Err(PushError::Malformed(format!("{} is no number of requests", body.waiting)));
+            return Err(PushError::Malformed(format!(
+                "{} is no number of requests",
+                body.waiting
+            )));
         }
-        let is_of = |key: &str| key.strip_prefix(binding).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let is_of = |key: &str| {
+            key.strip_prefix(binding)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
         let now = Instant::now();
         let mut state = self.0.lock();
         let mut is_known = false;
@@ -237,13 +243,20 @@ impl Inner {
             }
         };
         let mut wanted: Vec<&mut Entry> = entries.collect();
-        let sources: Vec<PrometheusDemand> = wanted.iter().filter_map(|entry| entry.demand.prometheus.clone()).collect();
+        let sources: Vec<PrometheusDemand> = wanted
+            .iter()
+            .filter_map(|entry| entry.demand.prometheus.clone())
+            .collect();
         for (entry, sum) in wanted.iter_mut().zip(sums(&page, &sources)) {
             entry.problem = None;
             match sum {
                 Some(sum) => entry.waiting = Some((sum, now)),
                 None => {
-                    let metric = entry.demand.prometheus.as_ref().map_or("", |source| source.metric.as_str());
+                    let metric = entry
+                        .demand
+                        .prometheus
+                        .as_ref()
+                        .map_or("", |source| source.metric.as_str());
                     entry.problem = Some(format!("{url} has no series of {metric} with these labels"));
                 }
             }
@@ -261,9 +274,15 @@ async fn read_on(inner: Weak<Inner>, url: String) {
         };
         let page = inner.read(&url).await;
         let interval = inner.options.interval;
-        failures = if inner.take(&url, page) { 0 } else { failures.saturating_add(1) };
+        failures = if inner.take(&url, page) {
+            0
+        } else {
+            failures.saturating_add(1)
+        };
         drop(inner);
-        let pause = interval.saturating_mul(1 << failures.min(8)).min(BACKOFF_MAX.max(interval));
+        let pause = interval
+            .saturating_mul(1 << failures.min(8))
+            .min(BACKOFF_MAX.max(interval));
         sleep(if failures == 0 { interval } else { pause }).await;
     }
 }
@@ -383,7 +402,9 @@ mod tests {
     use super::*;
 
     fn read(url: &str, metric: &str, labels: &[(&str, &str)]) -> Demand {
-        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let labels = labels
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Demand {
             prometheus: Some(PrometheusDemand {
                 url: url.to_owned(),
@@ -451,15 +472,27 @@ negative -1
         demands.set("ml/pdx", Some(told()));
         demands.set("ml/read", Some(read("http://127.0.0.1:1/", "queue", &[])));
         demands.push("ml/pd", br#"{"waiting": 3}"#).unwrap();
-        for (key, expected) in [("ml/pd/prefill", Some(3.0)), ("ml/pd/decode", Some(3.0)), ("ml/pdx", None)] {
+        for (key, expected) in [
+            ("ml/pd/prefill", Some(3.0)),
+            ("ml/pd/decode", Some(3.0)),
+            ("ml/pdx", None),
+        ] {
             assert_eq!(demands.waiting(key), expected, "{key}");
         }
         tokio::time::advance(Duration::from_secs(6)).await;
         assert_eq!(demands.waiting("ml/pd/prefill"), None);
         assert!(demands.problem("ml/pd/prefill").is_some());
         for (binding, body, expected) in [
-            ("ml/no", &br#"{"waiting": 3}"#[..], PushError::Unknown("ml/no".to_owned())),
-            ("ml/read", br#"{"waiting": 3}"#, PushError::NotAsked("ml/read".to_owned())),
+            (
+                "ml/no",
+                &br#"{"waiting": 3}"#[..],
+                PushError::Unknown("ml/no".to_owned()),
+            ),
+            (
+                "ml/read",
+                br#"{"waiting": 3}"#,
+                PushError::NotAsked("ml/read".to_owned()),
+            ),
             (
                 "ml/pd",
                 br#"{"waiting": -3}"#,
@@ -489,7 +522,10 @@ negative -1
         demands.set("ml/b", Some(read("http://g/m", "plain", &[])));
         demands.set("ml/b", Some(read("http://g/m", "plain", &[])));
         sleep(Duration::from_millis(2500)).await;
-        assert_eq!((demands.waiting("ml/a"), demands.waiting("ml/b")), (Some(7.5), Some(7.0)));
+        assert_eq!(
+            (demands.waiting("ml/a"), demands.waiting("ml/b")),
+            (Some(7.5), Some(7.0))
+        );
         assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 3);
         pages.lock().unwrap().push(Err("down"));
         sleep(Duration::from_secs(8)).await;
@@ -499,6 +535,10 @@ negative -1
         demands.set("ml/b", None);
         let before = count.load(std::sync::atomic::Ordering::Relaxed);
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), before, "nobody asks any more");
+        assert_eq!(
+            count.load(std::sync::atomic::Ordering::Relaxed),
+            before,
+            "nobody asks any more"
+        );
     }
 }

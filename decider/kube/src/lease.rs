@@ -219,7 +219,11 @@ impl Lease {
             return Step::Read;
         };
         let Some(record) = &seen.record else {
-            let pause = if seen.was_deleted { self.timing.duration } else { hesitation };
+            let pause = if seen.was_deleted {
+                self.timing.duration
+            } else {
+                hesitation
+            };
             return match seen.since.saturating_add(pause) {
                 due if now < due => Step::Wait(due),
                 _ => self.write(now, None, 0, true),

@@ -89,8 +89,10 @@ impl Shards {
     /// Whether what is done now is surely done by the only owner.
     pub(crate) fn may_act(&self, shard: u32) -> bool {
         let now = self.now();
-        self.with(shard, |state| state.held && state.mine_until.is_some_and(|until| now < until))
-            .unwrap_or_default()
+        self.with(shard, |state| {
+            state.held && state.mine_until.is_some_and(|until| now < until)
+        })
+        .unwrap_or_default()
     }
 
     /// Whether it is this decider's, as far as anybody knows.
@@ -187,7 +189,7 @@ pub(crate) async fn keep(
     let mut told = HashMap::new();
     for shard in 0..shards.count() {
         // A record a renewal at most; a reader that is in the middle of a request is back within its timeout.
-        let (tell, records) = mpsc::channel(16);
+        let (tell, objects) = mpsc::channel(16);
         told.insert(name_of(shard), tell);
         let keeper = Keeper {
             api: api.clone(),
@@ -197,10 +199,11 @@ pub(crate) async fn keep(
             release: release.clone(),
             shard,
             lease: Lease::new(setting.timing, &setting.identity, &setting.endpoint),
+            metadata: ObjectMeta::default(),
             acquired: jiff::Timestamp::now(),
             was_refused: false,
         };
-        tasks.spawn(keeper.run(records));
+        tasks.spawn(keeper.run(objects));
     }
     drop(moved);
     let watching = watch(api, Arc::clone(&shards), setting.timing, told);
@@ -215,7 +218,7 @@ async fn watch(
     api: Api<LeaseObject>,
     shards: Arc<Shards>,
     timing: Timing,
-    told: HashMap<String, mpsc::Sender<Option<Record>>>,
+    told: HashMap<String, mpsc::Sender<Option<Box<LeaseObject>>>>,
 ) {
     let selector = format!("{GROUP}/{LABEL}={LABEL_VALUE}");
     let mut stream = std::pin::pin!(watcher(api, watcher::Config::default().labels(&selector).timeout(120)));
@@ -255,7 +258,7 @@ async fn watch(
         }
         if let Some(tell) = told.get(&name) {
             // Full: the keeper is waiting for an answer. It reads what it has missed when a write does not fit.
-            tell.try_send((!is_gone).then_some(record)).ok();
+            tell.try_send((!is_gone).then(|| Box::new(object))).ok();
         }
     }
 }
@@ -268,19 +271,21 @@ struct Keeper {
     release: CancellationToken,
     shard: u32,
     lease: Lease,
+    /// Of the object last seen: labels of others stay as they are.
+    metadata: ObjectMeta,
     acquired: jiff::Timestamp,
     was_refused: bool,
 }
 
 impl Keeper {
-    async fn run(mut self, mut records: mpsc::Receiver<Option<Record>>) {
+    async fn run(mut self, mut objects: mpsc::Receiver<Option<Box<LeaseObject>>>) {
         while !self.release.is_cancelled() {
             self.publish().await;
             let now = self.shards.now();
             let blocked = Duration::from_millis(self.shards.blocked_until_ms.load(Ordering::Relaxed));
             match self.lease.step(now, self.hesitation()) {
                 Step::Write(write) if write.takes && now < blocked => {
-                    self.wait(blocked, &mut records).await;
+                    self.wait(blocked, &mut objects).await;
                 }
                 Step::Write(write) => {
                     let result = self.write(&write).await;
@@ -288,16 +293,15 @@ impl Keeper {
                 }
                 Step::Read => {
                     let read = within(self.timeout(), self.api.get_opt(&name_of(self.shard))).await;
-                    let now = self.shards.now();
                     match read {
-                        Ok(object) => self.lease.observe(now, object.as_ref().map(record_of)),
+                        Ok(object) => self.observe(object),
                         Err(failure) => {
                             self.complain(&failure);
-                            self.lease.failed_to_read(now);
+                            self.lease.failed_to_read(self.shards.now());
                         }
                     }
                 }
-                Step::Wait(until) => self.wait(until, &mut records).await,
+                Step::Wait(until) => self.wait(until, &mut objects).await,
             }
         }
         let write = self.lease.release(self.shards.now());
@@ -317,20 +321,25 @@ impl Keeper {
         self.setting.timing.renew
     }
 
-    async fn wait(&mut self, until: Now, records: &mut mpsc::Receiver<Option<Record>>) {
+    async fn wait(&mut self, until: Now, objects: &mut mpsc::Receiver<Option<Box<LeaseObject>>>) {
         // Looked at again at least that often: leases of others run out, and `until` may be for ever.
         let soon = self.shards.now() + self.setting.timing.renew;
         let until = self.shards.origin + until.min(soon);
-        let record = tokio::select! {
+        let object = tokio::select! {
             () = sleep_until(until) => return,
             () = self.release.cancelled() => return,
-            record = records.recv() => record,
+            object = objects.recv() => object,
         };
-        match record {
-            Some(record) => self.lease.observe(self.shards.now(), record),
+        match object {
+            Some(object) => self.observe(object.map(|object| *object)),
             // The watch has ended, which it does with everything else.
             None => sleep_until(until).await,
         }
+    }
+
+    fn observe(&mut self, object: Option<LeaseObject>) {
+        self.lease.observe(self.shards.now(), object.as_ref().map(record_of));
+        self.metadata = object.map(|object| object.metadata).unwrap_or_default();
     }
 
     async fn publish(&self) {
@@ -349,7 +358,7 @@ impl Keeper {
         if write.takes {
             self.acquired = jiff::Timestamp::now();
         }
-        let object = object_of(&name, self.shards.count(), write, self.acquired);
+        let object = object_of(&name, self.shards.count(), write, &self.metadata, self.acquired);
         let params = PostParams {
             field_manager: Some(crate::FIELD_MANAGER.to_owned()),
             ..PostParams::default()
@@ -361,7 +370,9 @@ impl Keeper {
         match answer {
             Ok(written) => {
                 self.was_refused = false;
-                Wrote::Done(written.metadata.resource_version.unwrap_or_default())
+                let version = written.metadata.resource_version.clone().unwrap_or_default();
+                self.metadata = written.metadata;
+                Wrote::Done(version)
             }
             Err(Failure::Api(status)) if matches!(status.code, 404 | 409) && !is_missing_namespace(&status) => {
                 Wrote::Conflict
@@ -386,7 +397,11 @@ impl Keeper {
 
 /// A create into a namespace that is not there is "not found" as well, and reading again does not help.
 fn is_missing_namespace(status: &kube::core::Status) -> bool {
-    status.code == 404 && status.details.as_ref().is_some_and(|details| details.kind == "namespaces")
+    status.code == 404
+        && status
+            .details
+            .as_ref()
+            .is_some_and(|details| details.kind == "namespaces")
 }
 
 fn divided_by(object: &LeaseObject) -> Option<u32> {
@@ -409,20 +424,23 @@ fn record_of(object: &LeaseObject) -> Record {
     }
 }
 
-/// The times in it are for people.
-fn object_of(name: &str, shards: u32, write: &Write, acquired: jiff::Timestamp) -> LeaseObject {
+/// The object that replaces the one with that metadata. The times in it are for people.
+fn object_of(name: &str, shards: u32, write: &Write, before: &ObjectMeta, acquired: jiff::Timestamp) -> LeaseObject {
     let record = &write.record;
     let seconds = record.duration.as_secs().max(1);
-    let annotations = [
-        (format!("{GROUP}/endpoint"), record.endpoint.clone()),
-        (format!("{GROUP}/shards"), shards.to_string()),
-    ];
+    let mut labels = before.labels.clone().unwrap_or_default();
+    labels.insert(format!("{GROUP}/{LABEL}"), LABEL_VALUE.to_owned());
+    let mut annotations = before.annotations.clone().unwrap_or_default();
+    annotations.insert(format!("{GROUP}/endpoint"), record.endpoint.clone());
+    annotations.insert(format!("{GROUP}/shards"), shards.to_string());
     LeaseObject {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             resource_version: write.expect.clone(),
-            labels: Some([(format!("{GROUP}/{LABEL}"), LABEL_VALUE.to_owned())].into()),
-            annotations: Some(annotations.into()),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: before.owner_references.clone(),
+            finalizers: before.finalizers.clone(),
             ..ObjectMeta::default()
         },
         spec: Some(LeaseSpec {

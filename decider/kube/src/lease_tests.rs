@@ -45,13 +45,20 @@ fn looks_before_it_takes() {
 fn takes_a_lease_that_nobody_has() {
     let mut lease = candidate("a");
     lease.observe(ms(100), None);
-    assert_eq!(lease.step(ms(100), ms(500)), Step::Wait(ms(600)), "leaves it to others first");
+    assert_eq!(
+        lease.step(ms(100), ms(500)),
+        Step::Wait(ms(600)),
+        "leaves it to others first"
+    );
     let write = as_write(lease.step(ms(600), ms(500)));
     assert_eq!((write.expect.as_deref(), write.takes), (None, true));
     assert!(!lease.is_mine(ms(600)), "not before the answer");
     lease.wrote(ms(900), &write, Wrote::Done("7".to_owned()));
     assert!(lease.is_mine(ms(900)));
-    assert!(!lease.is_mine(ms(600 + 2500)), "counted from the start of the request, a margin early");
+    assert!(
+        !lease.is_mine(ms(600 + 2500)),
+        "counted from the start of the request, a margin early"
+    );
 }
 
 #[test]
@@ -87,7 +94,11 @@ fn waits_for_the_whole_duration_of_silence_whatever_the_record_says() {
     lease.observe(ms(2900), Some(record("a", "2")));
     assert_eq!(lease.step(ms(3000), ms(0)), Step::Wait(ms(5900)));
     lease.observe(ms(4000), Some(record("a", "2")));
-    assert_eq!(lease.step(ms(4000), ms(0)), Step::Wait(ms(5900)), "the same again is no news");
+    assert_eq!(
+        lease.step(ms(4000), ms(0)),
+        Step::Wait(ms(5900)),
+        "the same again is no news"
+    );
     let write = as_write(lease.step(ms(5900), ms(0)));
     assert_eq!(write.record.transitions, 1);
     assert_eq!(write.expect.as_deref(), Some("2"));
@@ -304,7 +315,10 @@ fn never_two(world: World, span: u64, release_one: bool) -> Result<usize, TestCa
                         let id = asked[who];
                         let (there, back) = (sim.delay(), sim.delay());
                         let is_lost = sim.chance(15) == 0;
-                        sim.put(at + there, Due::Arrive(who, id, request.clone(), (!is_lost).then_some(back)));
+                        sim.put(
+                            at + there,
+                            Due::Arrive(who, id, request.clone(), (!is_lost).then_some(back)),
+                        );
                         // The client's own timeout.
                         sim.put(at + 1000, Due::Answer(who, id, request, None));
                     }
@@ -348,7 +362,11 @@ fn never_two(world: World, span: u64, release_one: bool) -> Result<usize, TestCa
         let owned: Vec<bool> = (0..count).map(|who| leases[who].is_mine(sim.clock(who, at))).collect();
         let owners = owned.iter().filter(|owned| **owned).count();
         prop_assert!(owners <= 1, "{owned:?} at {at}");
-        sim.takeovers += owned.iter().zip(&sim.owned).filter(|(now, before)| **now && !**before).count();
+        sim.takeovers += owned
+            .iter()
+            .zip(&sim.owned)
+            .filter(|(now, before)| **now && !**before)
+            .count();
         sim.owned = owned;
     }
     Ok(sim.takeovers)
@@ -375,5 +393,8 @@ fn and_there_is_one_after_all() {
         clocks: vec![(5, 100), (77_777, 103)],
         chances: (0..200).map(|n| 20 * (n * 37 % 61) + 19).collect(),
     };
-    assert!(never_two(quick, 60_000, true).unwrap() >= 2, "one first, and another after the release");
+    assert!(
+        never_two(quick, 60_000, true).unwrap() >= 2,
+        "one first, and another after the release"
+    );
 }

@@ -209,7 +209,10 @@ mod tests {
             let is_secret = rule.resources.contains(&"secrets");
             assert!(!is_secret || rule.scope == Scope::Own, "{rule:?}");
             assert!(!is_secret || !rule.resource_names.is_empty(), "{rule:?}");
-            assert!(rule.resource_names.is_empty() || !rule.verbs.contains(&"create"), "{rule:?}");
+            assert!(
+                rule.resource_names.is_empty() || !rule.verbs.contains(&"create"),
+                "{rule:?}"
+            );
         }
     }
 }

@@ -413,7 +413,9 @@ impl Actor {
         let Some(keys) = self.keys.get_mut(id) else {
             return;
         };
-        let (kept, gone) = std::mem::take(keys).into_iter().partition(|key| but.contains(&key.as_str()));
+        let (kept, gone) = std::mem::take(keys)
+            .into_iter()
+            .partition(|key| but.contains(&key.as_str()));
         *keys = kept;
         if keys.is_empty() {
             self.keys.remove(id);
@@ -450,7 +452,11 @@ impl Actor {
             let mut is_visible = false;
             let mut is_decision = false;
             for report in reports {
-                let before = self.latest.get(&key).and_then(|latest| latest.last.as_ref()).map(|last| last.id);
+                let before = self
+                    .latest
+                    .get(&key)
+                    .and_then(|latest| latest.last.as_ref())
+                    .map(|last| last.id);
                 let decision = report.decision.filter(|_| report.changed.is_some());
                 let is_new = decision.is_some_and(|(number, _)| i64::try_from(number).ok() != before);
                 if is_new {
@@ -515,7 +521,10 @@ impl Actor {
             ForeignChanges::Adopt => "decisions go on from there",
             ForeignChanges::Correct => "it is corrected",
         };
-        let note = format!("{who} changed {} from {} to {} replicas; {then}", change.target, change.from, change.to);
+        let note = format!(
+            "{who} changed {} from {} to {} replicas; {then}",
+            change.target, change.from, change.to
+        );
         self.happened(&id, false, "Observe", "ReplicasChangedByOther", note);
     }
 
@@ -624,12 +633,18 @@ impl Actor {
     fn tell_of_conflict(&self, id: &Id, new: &BindingStatus) {
         let conflict = |status: &BindingStatus| {
             let conditions = status.conditions.iter();
-            let found = conditions.clone().find(|condition| condition.kind == status::CONFLICT)?;
+            let found = conditions
+                .clone()
+                .find(|condition| condition.kind == status::CONFLICT)?;
             (found.status == infer_api::ConditionStatus::True).then(|| found.message.clone())
         };
         let before = match self.written.get(&Written::Binding(id.clone())) {
             Some((Status::Binding(written), _)) => conflict(written),
-            _ => self.inner.read().binding(id).and_then(|binding| conflict(&binding.status)),
+            _ => self
+                .inner
+                .read()
+                .binding(id)
+                .and_then(|binding| conflict(&binding.status)),
         };
         if let Some(message) = conflict(new).filter(|message| Some(message) != before.as_ref()) {
             self.happened(id, true, "Resolve", status::CONFLICT, message);
@@ -653,7 +668,11 @@ impl Actor {
                 let (namespace, name) = object.id();
                 let kind = object.kind().name();
                 tracing::warn!(kind, namespace, name, %failure, "the status was not written, it is tried again");
-                Some(if failure.is_final() { REFUSED_AGAIN } else { FAILED_AGAIN })
+                Some(if failure.is_final() {
+                    REFUSED_AGAIN
+                } else {
+                    FAILED_AGAIN
+                })
             }
         };
         self.pace.done(&object, again_in, now);

@@ -139,7 +139,9 @@ pub(crate) fn judge(claimants: &[Claimant<'_>]) -> Vec<Verdict> {
             continue;
         }
         for (other, claim) in others.into_iter().filter(|(other, _)| !claimants[*other].is_foreign) {
-            verdicts[other].disturbed_by.get_or_insert_with(|| rival(claimant, claim));
+            verdicts[other]
+                .disturbed_by
+                .get_or_insert_with(|| rival(claimant, claim));
         }
         taken.take(index, claimant.claims);
     }
@@ -220,7 +222,10 @@ mod tests {
     fn check(claimants: &[Claimant<'_>], expected: &[(Option<&str>, Option<&str>)]) {
         let verdicts = judge(claimants);
         let who = |rival: &Option<Rival>| rival.as_ref().map(|rival| rival.who.clone());
-        let found: Vec<_> = verdicts.iter().map(|v| (who(&v.yields_to), who(&v.disturbed_by))).collect();
+        let found: Vec<_> = verdicts
+            .iter()
+            .map(|v| (who(&v.yields_to), who(&v.disturbed_by)))
+            .collect();
         let expected: Vec<_> = expected
             .iter()
             .map(|(a, b)| (a.map(str::to_owned), b.map(str::to_owned)))
@@ -232,7 +237,10 @@ mod tests {
     fn the_older_one_keeps_and_the_name_decides_between_twins() {
         let chat = [claim("chat", None)];
         let (a, b) = (claimant("a", 2, Rank::New, &chat), claimant("b", 1, Rank::New, &chat));
-        check(&[a.clone(), b], &[(Some("AutoscalingPolicyBinding b"), None), (None, None)]);
+        check(
+            &[a.clone(), b],
+            &[(Some("AutoscalingPolicyBinding b"), None), (None, None)],
+        );
         let b = claimant("b", 2, Rank::New, &chat);
         check(&[b, a], &[(Some("AutoscalingPolicyBinding a"), None), (None, None)]);
     }
@@ -287,7 +295,11 @@ mod tests {
                 claimant("both", 2, Rank::New, &both),
                 claimant("last", 3, Rank::New, &code),
             ],
-            &[(None, None), (Some("AutoscalingPolicyBinding first"), None), (None, None)],
+            &[
+                (None, None),
+                (Some("AutoscalingPolicyBinding first"), None),
+                (None, None),
+            ],
         );
     }
 

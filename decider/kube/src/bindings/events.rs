@@ -104,7 +104,8 @@ impl Limiter {
             return Action::Count(series.name.clone(), series.count);
         }
         if self.tokens.len() >= SERIES_MAX {
-            self.tokens.retain(|_, (tokens, at)| *tokens + (now - *at).as_secs_f64() * PER_S < BURST);
+            self.tokens
+                .retain(|_, (tokens, at)| *tokens + (now - *at).as_secs_f64() * PER_S < BURST);
         }
         let (tokens, at) = self.tokens.entry(happened.id.clone()).or_insert((BURST, now));
         *tokens = (*tokens + (now - *at).as_secs_f64() * PER_S).min(BURST);
@@ -118,7 +119,8 @@ impl Limiter {
 
     fn created(&mut self, happened: Happened, name: String, now: Instant) {
         if self.series.len() >= SERIES_MAX {
-            self.series.retain(|_, series| now - series.last < Duration::from_secs(SERIES_S));
+            self.series
+                .retain(|_, series| now - series.last < Duration::from_secs(SERIES_S));
         }
         if self.series.len() < SERIES_MAX {
             let series = Series {
@@ -224,7 +226,9 @@ mod tests {
         assert_eq!(limiter.look(&first, at(5)), Action::Nothing);
         assert_eq!(limiter.look(&first, at(40)), Action::Count("e1".to_owned(), 3));
         assert_eq!(limiter.look(&first, at(500)), Action::Create, "a row has ended");
-        let told = (0..1000).filter(|n| limiter.look(&happened(&n.to_string()), at(500)) == Action::Create).count();
+        let told = (0..1000)
+            .filter(|n| limiter.look(&happened(&n.to_string()), at(500)) == Action::Create)
+            .count();
         assert_eq!(told, 19);
         assert_eq!(limiter.look(&happened("later"), at(511)), Action::Create);
         assert_eq!(limiter.look(&happened("too soon"), at(511)), Action::Nothing);

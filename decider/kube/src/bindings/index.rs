@@ -161,7 +161,12 @@ impl Index {
         let known: Vec<&Id> = match source.kind {
             Kind::Policy => self.policies.keys().collect(),
             Kind::Binding => self.bindings.keys().collect(),
-            kind => self.foreign.keys().filter(|(_, other)| *other == kind).map(|(id, _)| id).collect(),
+            kind => self
+                .foreign
+                .keys()
+                .filter(|(_, other)| *other == kind)
+                .map(|(id, _)| id)
+                .collect(),
         };
         let in_scope = |id: &&&Id| source.namespace.as_ref().is_none_or(|namespace| *namespace == id.0);
         let vanished = known.iter().filter(in_scope).filter(|id| !listed.contains(**id));
@@ -197,7 +202,10 @@ impl Index {
                 };
                 // HPAs write their status every quarter of a minute: only what they claim matters.
                 let key = (id, kind);
-                let is_same = self.foreign.get(&key).is_some_and(|known| known.claims == foreign.claims);
+                let is_same = self
+                    .foreign
+                    .get(&key)
+                    .is_some_and(|known| known.claims == foreign.claims);
                 if !is_same {
                     self.unjudged.insert(key.0.0.clone());
                 }
@@ -370,7 +378,11 @@ impl Binding {
 
     /// What its status says that it was told.
     fn rank(&self) -> Rank {
-        let told = self.status.conditions.iter().find(|condition| condition.kind == CONFLICT);
+        let told = self
+            .status
+            .conditions
+            .iter()
+            .find(|condition| condition.kind == CONFLICT);
         match told {
             Some(told) if told.observed_generation != Some(self.meta.generation) => Rank::New,
             Some(told) if told.status == ConditionStatus::True && told.reason == YIELDS => Rank::Yielded,
@@ -388,7 +400,10 @@ fn within<'a, T>(objects: &'a BTreeMap<Id, T>, namespace: &'a str) -> impl Itera
 /// Every policy that a binding names, roles included.
 fn policies_of(spec: &BindingSpec) -> impl Iterator<Item = &str> {
     let roles = spec.roles.iter().flatten().filter_map(|role| role.policy_ref.as_ref());
-    spec.policy_ref.iter().chain(roles).map(|reference| reference.name.as_str())
+    spec.policy_ref
+        .iter()
+        .chain(roles)
+        .map(|reference| reference.name.as_str())
 }
 
 /// Whether the spec is the same.

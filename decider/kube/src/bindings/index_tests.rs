@@ -53,7 +53,8 @@ impl World {
     fn bind_as(&mut self, name: &str, meta: Meta, spec: Value) -> Settled {
         let status = self.index.binding(&id(name)).map(|binding| binding.status.clone());
         let status = serde_json::to_value(status).unwrap();
-        self.index.tell(&source(Kind::Binding), object(name, meta, spec, status));
+        self.index
+            .tell(&source(Kind::Binding), object(name, meta, spec, status));
         self.index.settle()
     }
 
@@ -65,7 +66,10 @@ impl World {
 
     fn hpa(&mut self, name: &str, created_ms: i64, target: &str) -> Settled {
         let spec = json!({"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}});
-        self.index.tell(&source(Kind::Foreign(0)), object(name, meta(0, created_ms), spec, Value::Null));
+        self.index.tell(
+            &source(Kind::Foreign(0)),
+            object(name, meta(0, created_ms), spec, Value::Null),
+        );
         self.index.settle()
     }
 
@@ -81,7 +85,11 @@ impl World {
             let yields = matches!(binding.state, State::Yields(_));
             binding.status.conditions = vec![Condition {
                 kind: CONFLICT.to_owned(),
-                status: if yields { ConditionStatus::True } else { ConditionStatus::False },
+                status: if yields {
+                    ConditionStatus::True
+                } else {
+                    ConditionStatus::False
+                },
                 reason: if yields { YIELDS } else { "NoConflict" }.to_owned(),
                 message: String::new(),
                 last_transition_time: String::new(),
@@ -118,8 +126,15 @@ fn a_binding_waits_for_its_policy_and_follows_it() {
         other => panic!("{other:?}"),
     };
     assert_eq!(target(&world), 8.0);
-    assert_eq!(world.policy("p", 1, policy_spec(8.0)).bindings, BTreeSet::new(), "the same again");
-    assert_eq!(world.policy("p", 2, policy_spec(9.0)).bindings, BTreeSet::from([id("a")]));
+    assert_eq!(
+        world.policy("p", 1, policy_spec(8.0)).bindings,
+        BTreeSet::new(),
+        "the same again"
+    );
+    assert_eq!(
+        world.policy("p", 2, policy_spec(9.0)).bindings,
+        BTreeSet::from([id("a")])
+    );
     assert_eq!(target(&world), 9.0);
     world.gone(Kind::Policy, "p");
     world.check("a", "no policy p");
@@ -134,7 +149,10 @@ fn what_makes_no_sense_harms_nobody_else() {
         ("null", Value::Null),
         ("number", json!(5)),
         ("deep", json!({"scaling": {"targetRef": []}})),
-        ("both", json!({"policyRef": {"name": "p"}, "policy": policy_spec(1.0), "scaling": {}})),
+        (
+            "both",
+            json!({"policyRef": {"name": "p"}, "policy": policy_spec(1.0), "scaling": {}}),
+        ),
         ("limits", {
             let mut spec = binding_spec("p", "chat");
             spec["scaling"]["minReplicas"] = json!(9);
@@ -206,7 +224,11 @@ fn hpas_are_respected_and_a_younger_one_is_told_of() {
     world.check("a", "active 1");
     let disturbed_by = |world: &World| world.index.binding(&id("a")).unwrap().disturbed_by.clone();
     assert_eq!(disturbed_by(&world).unwrap().who, "HorizontalPodAutoscaler h");
-    assert_eq!(world.hpa("h", 20, "chat").bindings, BTreeSet::new(), "its status is no news");
+    assert_eq!(
+        world.hpa("h", 20, "chat").bindings,
+        BTreeSet::new(),
+        "its status is no news"
+    );
     world.gone(Kind::Foreign(0), "h");
     assert_eq!(disturbed_by(&world), None);
     world.hpa("older", 5, "chat");
@@ -253,7 +275,11 @@ fn knows_who_refers_to_a_policy() {
     let mut world = World::default();
     world.bind("a", 1, 1, "chat");
     world.bind("b", 1, 2, "code");
-    let names: Vec<&str> = world.index.dependents("ml", "p").map(|((_, name), _)| name.as_str()).collect();
+    let names: Vec<&str> = world
+        .index
+        .dependents("ml", "p")
+        .map(|((_, name), _)| name.as_str())
+        .collect();
     assert_eq!(names, ["a", "b"]);
     let settled = world.gone(Kind::Binding, "a");
     assert_eq!(settled.policies, BTreeSet::from([id("p")]), "its status counts them");

@@ -114,11 +114,7 @@ fn of_idle(state: &State) -> Answers {
             let message = format!("waits for AutoscalingPolicy {} in this namespace", names.join(", "));
             ("PolicyNotFound", message, no_conflict(False))
         }
-        State::Yields(rival) => (
-            YIELDS,
-            taken(rival),
-            answer(True, YIELDS, taken(rival)),
-        ),
+        State::Yields(rival) => (YIELDS, taken(rival), answer(True, YIELDS, taken(rival))),
         State::Active(_) => ("Active", String::new(), no_conflict(False)),
     };
     let idle = "nothing is decided for this binding";
@@ -142,40 +138,69 @@ fn taken(rival: &Rival) -> String {
 fn no_conflict(status: ConditionStatus) -> Answer {
     match status {
         Unknown => answer(Unknown, "InvalidSpec", "the targets cannot be read"),
-        _ => answer(False, "NoConflict", "nobody else is known to scale a target of this binding"),
+        _ => answer(
+            False,
+            "NoConflict",
+            "nobody else is known to scale a target of this binding",
+        ),
     }
 }
+
+/// Reasons that tell what came of deciding. Others tell why nothing was decided, and hold only while that is so.
+const OUTCOMES: [&str; 9] = [
+    "Found",
+    "FreshSamples",
+    "NoFreshSamples",
+    "NoReplicas",
+    "Stable",
+    "Panic",
+    "NoData",
+    "Limited",
+    "WithinLimits",
+];
 
 fn of_active(binding: &Binding, spec: Option<&BindingSpec>, views: &[View<'_>], before: &BindingStatus) -> Answers {
     // What is not known yet after a take-over stays as the owner before left it, if it was about this spec.
     let kept = |kind: &str| {
         let known = before.conditions.iter().find(|condition| condition.kind == kind)?;
-        (known.observed_generation == Some(binding.meta.generation))
+        let is_same_spec = known.observed_generation == Some(binding.meta.generation);
+        (is_same_spec && OUTCOMES.contains(&known.reason.as_str()))
             .then(|| answer(known.status, known.reason.clone(), known.message.clone()))
     };
     let or_kept = |kind: &str, new: Answer, is_known: bool| {
         if is_known { new } else { kept(kind).unwrap_or(new) }
     };
-    let is_seen = views.iter().all(|view| view.fleet.is_some() || !view.problems.is_empty());
+    let is_seen = views
+        .iter()
+        .all(|view| view.fleet.is_some() || !view.problems.is_empty());
     let is_reported = views.iter().all(|view| view.latest.is_some());
     let resolved = or_kept("TargetsResolved", resolved(views), is_seen);
     let metrics = or_kept("MetricsAvailable", metrics(views), is_reported);
-    let active = or_kept("ScalingActive", active(spec, views, &resolved), is_reported || resolved.status == False);
+    let active = or_kept(
+        "ScalingActive",
+        active(spec, views, &resolved),
+        is_reported || resolved.status == False,
+    );
     let limited = or_kept("Limited", limited(views), is_reported);
     let conflict = match &binding.disturbed_by {
         Some(rival) => answer(
             True,
             "DisturbedByOther",
-            format!("{} also sets {}, which this binding has; delete one of the two", rival.who, rival.target),
+            format!(
+                "{} also sets {}, which this binding has; delete one of the two",
+                rival.who, rival.target
+            ),
         ),
         None => no_conflict(False),
     };
     let is_wanted_so = matches!(active.reason.as_ref(), "Advisory" | "Paused" | "Override");
-    let first_wrong = [&resolved, &metrics, &active].into_iter().find(|answer| match answer.status {
-        True => false,
-        False => !(std::ptr::eq(*answer, &active) && is_wanted_so),
-        Unknown => answer.reason != "NoReplicas",
-    });
+    let first_wrong = [&resolved, &metrics, &active]
+        .into_iter()
+        .find(|answer| match answer.status {
+            True => false,
+            False => !(std::ptr::eq(*answer, &active) && is_wanted_so),
+            Unknown => answer.reason != "NoReplicas",
+        });
     let ready = match first_wrong {
         Some(wrong) => answer(
             if wrong.status == Unknown { Unknown } else { False },
@@ -269,7 +294,11 @@ fn active(spec: Option<&BindingSpec>, views: &[View<'_>], resolved: &Answer) -> 
         return answer(True, "Panic", message);
     }
     if let Some(whose) = whose(views, |view| mode_is(view, "unknown")) {
-        return answer(False, "NoData", format!("the load{whose} is not known; nothing changes"));
+        return answer(
+            False,
+            "NoData",
+            format!("the load{whose} is not known; nothing changes"),
+        );
     }
     answer(True, "Stable", "the policy decides")
 }
@@ -299,14 +328,19 @@ fn limited(views: &[View<'_>]) -> Answer {
 }
 
 fn mode_of(spec: &BindingSpec, views: &[View<'_>]) -> String {
-    let controls = views.iter().filter_map(|view| view.latest.map(|latest| latest.report.control));
+    let controls = views
+        .iter()
+        .filter_map(|view| view.latest.map(|latest| latest.report.control));
     let words = |control| match control {
         Control::Auto => "auto",
         Control::Advisory => "advisory",
         Control::Paused => "paused",
         Control::Override(_) => "override",
     };
-    let spoken = controls.filter(|control| *control != spec.mode.control()).map(words).next();
+    let spoken = controls
+        .filter(|control| *control != spec.mode.control())
+        .map(words)
+        .next();
     spoken.unwrap_or(spec.mode.as_str()).to_owned()
 }
 
@@ -324,7 +358,10 @@ fn targets_of(view: &View<'_>, before: &BindingStatus) -> Vec<TargetStatus> {
         let count = |of: fn(&PartState) -> u32, old: fn(&TargetStatus) -> Option<i32>| {
             state.map(|state| signed(of(state))).or_else(|| old(kept?))
         };
-        let wanted = view.latest.filter(|_| is_only).map(|latest| signed(latest.report.desired));
+        let wanted = view
+            .latest
+            .filter(|_| is_only)
+            .map(|latest| signed(latest.report.desired));
         let is_first = index == 0;
         let latest = view.latest.filter(|_| is_first);
         let known = known.filter(|_| is_first);
@@ -365,7 +402,10 @@ pub(super) fn of_policy(policy: &Policy, bound_by: usize, before: &PolicyStatus,
                 }
             });
             let metrics: Vec<String> = metrics.collect();
-            (answer(True, "Valid", "the policy can be used"), Some(metrics.join(", ")))
+            (
+                answer(True, "Valid", "the policy can be used"),
+                Some(metrics.join(", ")),
+            )
         }
         Err(problem) => (answer(False, "InvalidSpec", problem.clone()), None),
     };

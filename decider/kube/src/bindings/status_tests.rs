@@ -48,7 +48,9 @@ fn bounds(binding: &Binding) -> &[ResolvedBound] {
 }
 
 fn memory(wishes: &[(i64, u32)]) -> Memory {
-    let policy: Policy = serde_json::from_value::<infer_api::PolicySpec>(policy()).unwrap().to_core();
+    let policy: Policy = serde_json::from_value::<infer_api::PolicySpec>(policy())
+        .unwrap()
+        .to_core();
     let mut memory = Memory::start(&policy, 1, TimeMs(0));
     memory.recommendations = wishes
         .iter()
@@ -133,7 +135,12 @@ fn check(status: &BindingStatus, expected: &[&str]) {
 fn tells_all_of_a_binding_that_goes_well() {
     let binding = binding(scaling());
     let latest = Latest::new(decided());
-    let status = of_binding(&binding, &[view(&bounds(&binding)[0], Some(&latest))], &BindingStatus::default(), NOW);
+    let status = of_binding(
+        &binding,
+        &[view(&bounds(&binding)[0], Some(&latest))],
+        &BindingStatus::default(),
+        NOW,
+    );
     check(
         &status,
         &[
@@ -146,13 +153,25 @@ fn tells_all_of_a_binding_that_goes_well() {
         ],
     );
     assert_eq!(status.observed_generation, Some(3));
-    assert_eq!((status.target.as_deref(), status.mode.as_deref()), (Some("Deployment/chat"), Some("auto")));
-    assert_eq!((status.desired_replicas, status.replicas, status.ready_replicas), (Some(4), Some(4), Some(2)));
+    assert_eq!(
+        (status.target.as_deref(), status.mode.as_deref()),
+        (Some("Deployment/chat"), Some("auto"))
+    );
+    assert_eq!(
+        (status.desired_replicas, status.replicas, status.ready_replicas),
+        (Some(4), Some(4), Some(2))
+    );
     assert_eq!((status.min_replicas, status.max_replicas), (Some(2), Some(6)));
     let [target] = status.targets.as_slice() else { panic!() };
-    assert_eq!((target.name.as_str(), target.starting, target.failed), ("chat", Some(2), Some(0)));
+    assert_eq!(
+        (target.name.as_str(), target.starting, target.failed),
+        ("chat", Some(2), Some(0))
+    );
     let last = target.last_decision.as_ref().unwrap();
-    assert_eq!((last.id, last.from, last.to, last.time.as_str()), (7, 2, 4, "2026-01-01T00:00:00Z"));
+    assert_eq!(
+        (last.id, last.from, last.to, last.time.as_str()),
+        (7, 2, 4, "2026-01-01T00:00:00Z")
+    );
     assert!(memory_of(&status, &bounds(&binding)[0]).is_some());
 }
 
@@ -177,7 +196,11 @@ fn each_trouble_has_its_condition() {
     };
     check(
         &with(report(), vec![missing], None),
-        &["Ready False TargetNotFound", "TargetsResolved False TargetNotFound", "ScalingActive False TargetNotFound"],
+        &[
+            "Ready False TargetNotFound",
+            "TargetsResolved False TargetNotFound",
+            "ScalingActive False TargetNotFound",
+        ],
     );
     let silent = Report {
         metrics_available: false,
@@ -186,7 +209,11 @@ fn each_trouble_has_its_condition() {
     };
     check(
         &with(silent.clone(), Vec::new(), whole()),
-        &["Ready False NoFreshSamples", "MetricsAvailable False NoFreshSamples", "ScalingActive False NoData"],
+        &[
+            "Ready False NoFreshSamples",
+            "MetricsAvailable False NoFreshSamples",
+            "ScalingActive False NoData",
+        ],
     );
     let empty = Fleet {
         parts: vec![PartState {
@@ -196,7 +223,14 @@ fn each_trouble_has_its_condition() {
         ..Fleet::default()
     };
     check(
-        &with(Report { mode: "stable", ..silent }, Vec::new(), Some(empty)),
+        &with(
+            Report {
+                mode: "stable",
+                ..silent
+            },
+            Vec::new(),
+            Some(empty),
+        ),
         &["Ready True Deciding", "MetricsAvailable Unknown NoReplicas"],
     );
     for (report, expected) in [
@@ -245,7 +279,14 @@ fn each_trouble_has_its_condition() {
 fn idle_bindings_say_why() {
     let wrong = binding(json!({"scaling": 5}));
     let status = of_binding(&wrong, &[], &BindingStatus::default(), NOW);
-    check(&status, &["Ready False InvalidSpec", "ScalingActive False InvalidSpec", "Conflict Unknown"]);
+    check(
+        &status,
+        &[
+            "Ready False InvalidSpec",
+            "ScalingActive False InvalidSpec",
+            "Conflict Unknown",
+        ],
+    );
     let mut waits = scaling();
     waits["policyRef"] = json!({"name": "p"});
     waits.as_object_mut().unwrap().remove("policy");
@@ -258,7 +299,14 @@ fn idle_bindings_say_why() {
         target: "Deployment/chat".to_owned(),
     });
     let status = of_binding(&yields, &[], &BindingStatus::default(), NOW);
-    check(&status, &["Ready False TargetTaken", "ScalingActive False TargetTaken", "Conflict True TargetTaken"]);
+    check(
+        &status,
+        &[
+            "Ready False TargetTaken",
+            "ScalingActive False TargetTaken",
+            "Conflict True TargetTaken",
+        ],
+    );
     assert!(status.conditions[5].message.contains("HorizontalPodAutoscaler h"));
 }
 
@@ -336,7 +384,10 @@ fn roles_and_kinds_of_hardware_are_told_one_by_one() {
     ];
     let status = of_binding(&roles, &views, &BindingStatus::default(), NOW);
     let names: Vec<&str> = status.targets.iter().map(|target| target.name.as_str()).collect();
-    assert_eq!((names, status.target.as_deref()), (vec!["prefill", "decode"], Some("prefill,decode")));
+    assert_eq!(
+        (names, status.target.as_deref()),
+        (vec!["prefill", "decode"], Some("prefill,decode"))
+    );
     assert_eq!((status.desired_replicas, status.max_replicas), (Some(8), Some(12)));
     let message = |kind: &str| &status.conditions.iter().find(|c| c.kind == kind).unwrap().message;
     assert!(message("MetricsAvailable").contains("of decode"));
@@ -347,7 +398,10 @@ fn roles_and_kinds_of_hardware_are_told_one_by_one() {
         {"targetRef": target("a100"), "maxReplicas": 8, "cost": 1}]}}));
     let views = [view(&bounds(&optimize)[0], Some(&good))];
     let status = of_binding(&optimize, &views, &BindingStatus::default(), NOW);
-    assert_eq!(status.targets.iter().filter(|target| target.memory.is_some()).count(), 1);
+    assert_eq!(
+        status.targets.iter().filter(|target| target.memory.is_some()).count(),
+        1
+    );
     assert_eq!(status.desired_replicas, Some(8));
 }
 
@@ -355,7 +409,11 @@ fn roles_and_kinds_of_hardware_are_told_one_by_one() {
 fn of_a_memory_only_wishes_that_can_matter_are_kept() {
     let text = remembered(&memory(&[(1, 9), (2, 3), (3, 5), (4, 2), (5, 4), (6, 4), (7, 3)])).unwrap();
     let kept: Memory = serde_json::from_str(&text).unwrap();
-    let wishes: Vec<(i64, u32)> = kept.recommendations.iter().map(|wish| (wish.at.0, wish.replicas)).collect();
+    let wishes: Vec<(i64, u32)> = kept
+        .recommendations
+        .iter()
+        .map(|wish| (wish.at.0, wish.replicas))
+        .collect();
     // From the back: 3 is both; 4 is larger; 2 is smaller; 5 is larger; 9 is larger. The older 4 and 3 are nothing.
     assert_eq!(wishes, [(1, 9), (3, 5), (4, 2), (6, 4), (7, 3)]);
     let huge: Vec<(i64, u32)> = (0..20_000).map(|n| (n, 20_000 - n as u32)).collect();

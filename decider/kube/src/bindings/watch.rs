@@ -88,7 +88,11 @@ pub(super) enum Input {
 
 /// The resource of one of our own kinds.
 pub(super) fn resource_of(kind: Kind) -> ApiResource {
-    let plural = if kind == Kind::Policy { crate::POLICIES } else { BINDINGS };
+    let plural = if kind == Kind::Policy {
+        crate::POLICIES
+    } else {
+        BINDINGS
+    };
     let gvk = GroupVersionKind::gvk(GROUP, "v1alpha1", kind.name());
     ApiResource::from_gvk_with_plural(&gvk, plural)
 }
@@ -133,7 +137,12 @@ pub(super) async fn run(
                     return;
                 }
                 failures = failures.saturating_add(1);
-                if failures == 1 && tell.send(Input::Watch(source.clone(), Told::Fails(problem))).await.is_err() {
+                if failures == 1
+                    && tell
+                        .send(Input::Watch(source.clone(), Told::Fails(problem)))
+                        .await
+                        .is_err()
+                {
                     return;
                 }
                 // What was refused will be refused again until an administrator has done something.
@@ -174,12 +183,18 @@ fn object_of(kind: Kind, mut object: DynamicObject) -> Object {
         meta: Meta {
             uid: metadata.uid.unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
-            created_ms: metadata.creation_timestamp.map_or(i64::MAX, |time| time.0.as_millisecond()),
+            created_ms: metadata
+                .creation_timestamp
+                .map_or(i64::MAX, |time| time.0.as_millisecond()),
             version: metadata.resource_version.unwrap_or_default(),
             is_going: metadata.deletion_timestamp.is_some(),
         },
         spec,
-        status: if matches!(kind, Kind::Foreign(_)) { Value::Null } else { take("status") },
+        status: if matches!(kind, Kind::Foreign(_)) {
+            Value::Null
+        } else {
+            take("status")
+        },
     }
 }
 
@@ -205,9 +220,15 @@ fn collect(value: &Value, claims: &mut Vec<Claim>, depth: u32) {
         if matches!(field.as_str(), "scaleTargetRef" | "targetRef") {
             let text = |name: &str| inner.get(name).and_then(Value::as_str).map(str::to_owned);
             let Some(name) = text("name") else { continue };
-            let role = fields.get("subTargets").and_then(|sub| sub.get("name")).and_then(Value::as_str);
-            let group = text("apiVersion")
-                .map(|version| version.split_once('/').map_or(String::new(), |(group, _)| group.to_owned()));
+            let role = fields
+                .get("subTargets")
+                .and_then(|sub| sub.get("name"))
+                .and_then(Value::as_str);
+            let group = text("apiVersion").map(|version| {
+                version
+                    .split_once('/')
+                    .map_or(String::new(), |(group, _)| group.to_owned())
+            });
             let (group, kind) = match text("kind") {
                 Some(kind) => (group, kind),
                 // KEDA's default.
@@ -344,7 +365,13 @@ mod tests {
         let several = json!({"heterogeneousTarget": {"params": [
             {"target": {"targetRef": {"kind": "ModelServing", "name": "h100"}}, "cost": 3},
             {"target": {"targetRef": {"kind": "ModelServing", "name": "a100"}}, "cost": 1}]}});
-        check(&several, &[(None, "ModelServing", "h100", None), (None, "ModelServing", "a100", None)]);
+        check(
+            &several,
+            &[
+                (None, "ModelServing", "h100", None),
+                (None, "ModelServing", "a100", None),
+            ],
+        );
         check(&json!({"scaleTargetRef": 5, "other": [null, "x"]}), &[]);
         check(&Value::Null, &[]);
     }

@@ -11,11 +11,14 @@ mod apply;
 mod entry;
 mod health;
 mod kinds;
+mod listener;
 mod machine;
 mod managers;
 mod path;
+mod plan;
 mod pod;
 mod pods;
+mod problems;
 mod read;
 mod replica;
 mod selector;
@@ -36,7 +39,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub use types::{ApplyError, Detail, DrainSpec, Fleet, ForeignChange, Options, Part, PartState, Problem, TargetRef};
 
 use crate::Agents;
-use shared::{CLOSE_TIMEOUT, Listener, Shared};
+use listener::Listener;
+use shared::{CLOSE_TIMEOUT, Shared};
 
 /// Every target that is tracked. Cheap to clone; its tasks end when [`Targets::close`] has been called or the last
 /// clone is gone.

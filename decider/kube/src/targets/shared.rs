@@ -15,6 +15,7 @@ use super::{
     api::{Api, Failure, Gvk, JSON, META, META_LIST, collection},
     health::Stream,
     kinds::{KindProblem, RawObject, Resource, Resources},
+    listener::Listener,
     pod::RawPod,
     state::State,
     watch::{Event, Source},
@@ -45,34 +46,6 @@ pub(super) fn now() -> TimeMs {
         (Instant::now(), since.as_secs_f64())
     });
     TimeMs::from_s(unix_s + start.elapsed().as_secs_f64())
-}
-
-/// One who wants to know which targets have changed.
-#[derive(Default)]
-pub(super) struct Listener {
-    keys: Mutex<BTreeSet<String>>,
-    notify: Notify,
-}
-
-impl Listener {
-    fn add<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>>) {
-        let mut waiting = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.extend(keys.map(|key| key.to_string()));
-        self.notify.notify_one();
-    }
-
-    pub(super) async fn next(&self, cancel: &CancellationToken) -> Option<BTreeSet<String>> {
-        loop {
-            let keys = std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner));
-            if !keys.is_empty() {
-                return Some(keys);
-            }
-            tokio::select! {
-                () = self.notify.notified() => {}
-                () = cancel.cancelled() => return None,
-            }
-        }
-    }
 }
 
 /// See the module.

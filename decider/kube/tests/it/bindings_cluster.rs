@@ -6,10 +6,7 @@ use infer_core::{
     TimeMs,
     decision::{Control, Memory},
 };
-use infer_kube::{
-    Bindings, Bound, Change, Report, Scope, Targets,
-    bindings::Options,
-};
+use infer_kube::{Bindings, Bound, Change, Report, Scope, Targets, bindings::Options};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -25,12 +22,19 @@ pub(crate) async fn space(test: &str) -> Option<Space> {
     space.config.default_retry = false;
     for crd in infer_api::crd::all() {
         let name = crd["metadata"]["name"].as_str().unwrap();
-        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}?fieldManager=test&force=true");
+        let path =
+            format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}?fieldManager=test&force=true");
         let kind = "application/apply-patch+yaml";
-        until("the definition", || async { space.ask("PATCH", &path, Some((kind, crd.clone()))).await.is_ok() }).await;
+        until("the definition", || async {
+            space.ask("PATCH", &path, Some((kind, crd.clone()))).await.is_ok()
+        })
+        .await;
     }
     for plural in ["autoscalingpolicies", "autoscalingpolicybindings"] {
-        until(plural, || async { space.ask("GET", &space.all(OURS, plural), None).await.is_ok() }).await;
+        until(plural, || async {
+            space.ask("GET", &space.all(OURS, plural), None).await.is_ok()
+        })
+        .await;
     }
     Some(space)
 }
@@ -39,23 +43,48 @@ pub(crate) async fn space(test: &str) -> Option<Space> {
 pub(crate) async fn limited(space: &Space) -> Config {
     let namespace = &space.name;
     let rules = |scopes: &[Scope]| {
-        let rules = infer_kube::rbac().into_iter().filter(|rule| scopes.contains(&rule.scope));
-        rules.map(|rule| serde_json::to_value(rule).unwrap()).collect::<Vec<Value>>()
+        let rules = infer_kube::rbac()
+            .into_iter()
+            .filter(|rule| scopes.contains(&rule.scope));
+        rules
+            .map(|rule| serde_json::to_value(rule).unwrap())
+            .collect::<Vec<Value>>()
     };
     let subject = json!([{"kind": "ServiceAccount", "name": "decider", "namespace": namespace}]);
     let role = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
-    space.create(&space.all("v1", "serviceaccounts"), json!({"metadata": {"name": "decider"}})).await;
+    space
+        .create(
+            &space.all("v1", "serviceaccounts"),
+            json!({"metadata": {"name": "decider"}}),
+        )
+        .await;
     let own = json!({"metadata": {"name": "decider"}, "rules": rules(&[Scope::Own, Scope::Targets])});
     space.create(&format!("{RBAC}/namespaces/{namespace}/roles"), own).await;
     let binding = json!({"metadata": {"name": "decider"}, "subjects": subject, "roleRef": role("Role", "decider")});
-    space.create(&format!("{RBAC}/namespaces/{namespace}/rolebindings"), binding).await;
+    space
+        .create(&format!("{RBAC}/namespaces/{namespace}/rolebindings"), binding)
+        .await;
     let name = format!("decider-{namespace}");
     let all = json!({"metadata": {"name": name}, "rules": rules(&[Scope::Cluster])});
     space.create(&format!("{RBAC}/clusterroles"), all).await;
     let binding = json!({"metadata": {"name": name}, "subjects": subject, "roleRef": role("ClusterRole", &name)});
     space.create(&format!("{RBAC}/clusterrolebindings"), binding).await;
     let path = format!("{}/decider/token", space.all("v1", "serviceaccounts"));
-    let token = space.ask("POST", &path, Some(("application/json", json!({"spec": {}})))).await.unwrap();
+    let token = space
+        .ask("POST", &path, Some(("application/json", json!({"spec": {}}))))
+        .await
+        .unwrap();
+    // What the manifests bring along.
+    let lease = json!({"metadata": {"name": "infer-decider-shard-0", "labels": {"of": "release"}}});
+    space
+        .create(&space.all("coordination.k8s.io/v1", "leases"), lease)
+        .await;
+    space
+        .create(
+            &space.all("v1", "secrets"),
+            json!({"metadata": {"name": infer_kube::ca::SECRET}}),
+        )
+        .await;
     let mut config = Config::new(space.config.cluster_url.clone());
     config.root_cert = space.config.root_cert.clone();
     config.default_retry = false;
@@ -67,7 +96,10 @@ pub(crate) async fn limited(space: &Space) -> Config {
         let request = http::Request::post("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews");
         let request = request.header("content-type", "application/json");
         let request = request.body(serde_json::to_vec(&review).unwrap()).unwrap();
-        let rules = client.request::<Value>(request).await.map(|answer| answer["status"].to_string());
+        let rules = client
+            .request::<Value>(request)
+            .await
+            .map(|answer| answer["status"].to_string());
         rules.is_ok_and(|rules| rules.contains("tokenreviews") && rules.contains("leases"))
     })
     .await;
@@ -105,7 +137,8 @@ impl Decider {
         let at = std::panic::Location::caller();
         async move {
             let next = tokio::time::timeout(PATIENCE, self.changes.recv()).await;
-            next.unwrap_or_else(|_| panic!("no change in time ({at})")).expect("it goes on")
+            next.unwrap_or_else(|_| panic!("no change in time ({at})"))
+                .expect("it goes on")
         }
     }
 
@@ -134,7 +167,9 @@ pub(crate) async fn bind(space: &Space, name: &str, target: &str) {
     let binding = json!({"apiVersion": OURS, "kind": "AutoscalingPolicyBinding", "metadata": {"name": name},
         "spec": {"policyRef": {"name": "p"}, "scaling": {"maxReplicas": 8,
             "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": target}}}});
-    space.create(&space.all(OURS, "autoscalingpolicybindings"), binding).await;
+    space
+        .create(&space.all(OURS, "autoscalingpolicybindings"), binding)
+        .await;
 }
 
 pub(crate) fn path(space: &Space, plural: &str, name: &str) -> String {
@@ -149,7 +184,12 @@ pub(crate) async fn status(space: &Space, name: &str) -> Value {
 pub(crate) fn condition(status: &Value, kind: &str) -> String {
     let conditions = status["conditions"].as_array().into_iter().flatten();
     let found = conditions.into_iter().find(|condition| condition["type"] == kind);
-    let word = |field: &str| found.and_then(|found| found[field].as_str()).unwrap_or_default().to_owned();
+    let word = |field: &str| {
+        found
+            .and_then(|found| found[field].as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
     format!("{} {}", word("status"), word("reason"))
 }
 

@@ -10,6 +10,7 @@
 mod bindings;
 mod bindings_cluster;
 mod bindings_trust;
+mod chart;
 mod targets;
 mod targets_cluster;
 mod targets_outage;

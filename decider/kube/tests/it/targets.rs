@@ -44,7 +44,7 @@ async fn a_deployment_grows_and_shrinks() {
         record
             .with("PATCH")
             .into_iter()
-            .filter(|request| request.ends_with("/scale"))
+            .filter(|request| request.starts_with("200") && request.ends_with("/scale"))
             .count()
     };
     assert_eq!(writes(), 1, "never twice for one plan");
@@ -213,7 +213,8 @@ async fn a_write_in_between_is_met_by_looking_again() {
             .with("PATCH")
             .into_iter()
             .filter(|request| request.ends_with("/scale"))
-            .count()
+            .map(|request| request[..3].to_owned())
+            .collect::<Vec<_>>()
     };
 
     // Something else about the object changes: the write is refused once and then made.
@@ -224,7 +225,14 @@ async fn a_write_in_between_is_met_by_looking_again() {
             .await;
     });
     targets.apply(plan("k", 1, 2), "1".to_owned()).await.unwrap();
-    assert_eq!((writes(), space.count("deployments", "chat").await), (2, 2));
+    // Its controller may have been in between as well.
+    let all = writes();
+    let (last, before) = all.split_last().unwrap();
+    assert!(
+        last == "200" && !before.is_empty() && before.iter().all(|status| status == "409"),
+        "{all:?}"
+    );
+    assert_eq!(space.count("deployments", "chat").await, 2);
 
     // The count itself changes: it is left alone.
     fleet(&targets, "k", "two ready", |fleet| fleet.parts[0].ready == 2).await;
@@ -392,7 +400,8 @@ async fn one_role_of_an_object_even_when_its_list_is_reordered() {
     targets.apply(plan("k", 2, 4), "1".to_owned()).await.unwrap();
     let roles = space.get(&format!("{all}/pd")).await["spec"]["roles"].clone();
     assert_eq!(roles, json!([role("decode", 4), role("encode", 7), role("prefill", 1)]));
-    assert_eq!(record.with("PATCH").len(), 2);
+    assert_eq!(record.with("422 PATCH").len() + record.with("409 PATCH").len(), 1);
+    assert_eq!(record.with("200 PATCH").len(), 1);
     // A role that is not there, and a kind without a scale subresource.
     target.replicas_path = Some(".spec.roles[name=router].replicas".to_owned());
     targets.track("router", vec![part(target.clone())], DRAIN);

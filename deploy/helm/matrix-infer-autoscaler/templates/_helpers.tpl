@@ -19,55 +19,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* What the decider may do with bindings, targets and Pods: the same rules cluster-wide or per namespace. */}}
 {{- define "infer.rules" -}}
-- apiGroups: [autoscaling.matrixinfer.ai]
-  resources: [autoscalingpolicies, autoscalingpolicybindings]
-  verbs: [get, list, watch]
-- apiGroups: [autoscaling.matrixinfer.ai]
-  resources: [autoscalingpolicies/status, autoscalingpolicybindings/status]
-  verbs: [patch, update]
-- apiGroups: [""]
-  resources: [pods]
-  # patch: controller.kubernetes.io/pod-deletion-cost on Pods chosen to go.
-  verbs: [get, list, watch, patch]
-- apiGroups: [apps]
-  resources: [deployments, statefulsets]
-  verbs: [get, list, watch]
-- apiGroups: [apps]
-  resources: [deployments/scale, statefulsets/scale]
-  verbs: [get, patch]
-{{- if .Values.targets.leaderWorkerSets }}
-- apiGroups: [leaderworkerset.x-k8s.io]
-  resources: [leaderworkersets]
-  verbs: [get, list, watch]
-- apiGroups: [leaderworkerset.x-k8s.io]
-  resources: [leaderworkersets/scale]
-  verbs: [get, patch]
-{{- end }}
-{{- if .Values.targets.modelServings }}
-- apiGroups: [workload.serving.volcano.sh, workload.matrixinfer.ai]
-  resources: [modelservings, modelinfers]
-  # patch: roles of one object scale through paths in it.
-  verbs: [get, list, watch, patch]
-- apiGroups: [workload.serving.volcano.sh, workload.matrixinfer.ai]
-  resources: [modelservings/scale, modelinfers/scale]
-  verbs: [get, patch]
-{{- end }}
-# Others that scale: whoever has a target keeps it.
-- apiGroups: [autoscaling]
-  resources: [horizontalpodautoscalers]
-  verbs: [get, list, watch]
-- apiGroups: [keda.sh]
-  resources: [scaledobjects]
-  verbs: [get, list, watch]
-- apiGroups: [autoscaling.internal.knative.dev]
-  resources: [podautoscalers]
-  verbs: [get, list, watch]
-- apiGroups: [workload.serving.volcano.sh]
-  resources: [autoscalingpolicybindings]
-  verbs: [get, list, watch]
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create, patch]
+{{ .Files.Get "files/rbac/targets.yaml" }}
 {{- with .Values.targets.extraRules }}
 {{ toYaml . }}
 {{- end }}

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::targets::replica::tests::replica;
+use crate::targets::{pod::Mark, replica::tests::replica};
 
 const DRAIN: DrainSpec = DrainSpec {
     timeout_s: 20.0,
