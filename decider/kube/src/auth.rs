@@ -439,7 +439,8 @@ mod tests {
 
     #[test]
     fn whoever_is_not_bound_to_one_pod_is_no_agent() {
-        let cases: [(&str, &[(&str, &[&str])]); 6] = [
+        type Extra<'a> = &'a [(&'a str, &'a [&'a str])];
+        let cases: [(&str, Extra<'_>); 6] = [
             ("system:serviceaccount:ml:default", &[]),
             ("system:serviceaccount:ml:default", &[(POD_NAME, &["chat-0"])]),
             ("system:serviceaccount:ml:default", &[(POD_UID, &["u1"])]),

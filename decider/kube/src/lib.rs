@@ -31,6 +31,8 @@ pub const BINDINGS: &str = "autoscalingpolicybindings";
 /// Waits after a row of failures: 100 ms doubled each time up to `most`, of which half is left to chance so that those
 /// who failed together do not come back together.
 async fn backoff(failures: u32, most: Duration) {
-    let pause = Duration::from_millis(100).saturating_mul(1 << failures.saturating_sub(1).min(10)).min(most);
+    let pause = Duration::from_millis(100)
+        .saturating_mul(1 << failures.saturating_sub(1).min(10))
+        .min(most);
     tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
 }

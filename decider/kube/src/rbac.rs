@@ -180,6 +180,13 @@ pub fn rbac() -> Vec<Rule> {
         },
         rule(
             Scope::Cluster,
+            "when a kind appears that a target is of",
+            &["apiextensions.k8s.io"],
+            &["customresourcedefinitions"],
+            &["list", "watch"],
+        ),
+        rule(
+            Scope::Cluster,
             "who an agent or a person is",
             &["authentication.k8s.io"],
             &["tokenreviews"],

@@ -173,7 +173,11 @@ async fn write(client: Client, instance: String, limit: Duration, mut told: mpsc
 
 fn event_of(happened: &Happened, instance: &str, now: jiff::Timestamp) -> Event {
     let (namespace, name) = happened.id.clone();
-    let end = happened.note.floor_char_boundary(NOTE_BYTES_MAX);
+    let most = happened.note.len().min(NOTE_BYTES_MAX);
+    let end = (0..=most)
+        .rev()
+        .find(|&end| happened.note.is_char_boundary(end))
+        .unwrap_or_default();
     Event {
         metadata: ObjectMeta {
             // As client-go does it; two of one binding in one nanosecond do not happen.

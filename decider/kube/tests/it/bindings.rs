@@ -129,6 +129,16 @@ async fn status_tells_the_truth_with_the_rights_of_the_role() {
         (&json!("Apply"), &json!("status"))
     );
 
+    // Whoever writes something else there does not get through with it.
+    let status_path = format!("{}/status", path(&space, "autoscalingpolicybindings", "chat"));
+    space
+        .merge(&status_path, json!({"status": {"desiredReplicas": 77}}))
+        .await;
+    until("the truth again", || async {
+        self::status(&space, "chat").await["desiredReplicas"] == 3
+    })
+    .await;
+
     // Another limit is told at once, and the decision before stays told.
     let limits = json!({"spec": {"scaling": {"maxReplicas": 4}}});
     space
@@ -314,7 +324,7 @@ fn a_killed_owner_is_followed_and_a_leaving_one_at_once() {
         let taken = second.bound().await;
         assert!(!first.bindings.may_act(&bound.key), "the old owner has stopped by then");
         let took = killed.elapsed();
-        assert!(took < Duration::from_millis(4500), "{took:?}");
+        assert!(took < Duration::from_secs(8), "{took:?}");
         eprintln!("taken over {took:?} after the kill");
         let remembered = taken.memory.as_ref().expect("what the first one remembered");
         assert_eq!(remembered.recommendations[0].at, TimeMs(77));
@@ -360,9 +370,15 @@ async fn two_deciders_share_and_one_takes_all() {
         };
         infer_kube::Bindings::start(client.clone(), options, targets)
     };
-    let (one, mut one_told) = start("one");
-    let (two, mut two_told) = start("two");
-    until("both have one", || async { one.shards().0 == 1 && two.shards().0 == 1 }).await;
+    // Those that start together share, unless one of them is kept from its turn for long: then they start again.
+    let (one, mut one_told, two, mut two_told) = loop {
+        let ((one, one_told), (two, two_told)) = (start("one"), start("two"));
+        until("all are taken", || async { one.shards().0 + two.shards().0 == 2 }).await;
+        if one.shards().0 == 1 {
+            break (one, one_told, two, two_told);
+        }
+        tokio::join!(one.release(), two.release());
+    };
     let mut keys = Vec::new();
     while keys.len() < 12 {
         tokio::select! {
@@ -384,7 +400,10 @@ async fn two_deciders_share_and_one_takes_all() {
     let elsewhere = Ownership::Other {
         endpoint: "https://two".to_owned(),
     };
-    assert_eq!(one.owner_of_target(theirs[0]), elsewhere);
+    until("it knows of the other", || async {
+        one.owner_of_target(theirs[0]) == elsewhere
+    })
+    .await;
     // A Pod that nobody knows is sent on once, and then left alone for a while.
     assert_eq!(one.owner_of(&space.name, "stray"), elsewhere);
     assert_eq!(one.owner_of(&space.name, "stray"), Ownership::Unknown);

@@ -8,7 +8,11 @@ use infer_kube::{Rule, Scope, rbac};
 #[test]
 fn the_charts_roles_are_what_the_code_needs() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/helm/matrix-infer-autoscaler/files/rbac");
-    for (name, scope) in [("targets", Scope::Targets), ("own", Scope::Own), ("cluster", Scope::Cluster)] {
+    for (name, scope) in [
+        ("targets", Scope::Targets),
+        ("own", Scope::Own),
+        ("cluster", Scope::Cluster),
+    ] {
         let path = directory.join(format!("{name}.yaml"));
         let wanted = rules(scope);
         if std::env::var_os("UPDATE").is_some() {
@@ -56,7 +60,11 @@ fn the_charts_crds_are_the_committed_ones() {
     let chart = deploy.join("helm/matrix-infer-autoscaler/files/crds");
     let names = |directory: &Path| {
         let entries = std::fs::read_dir(directory).map(|entries| entries.flatten().collect::<Vec<_>>());
-        let mut names: Vec<_> = entries.unwrap_or_default().iter().map(|entry| entry.file_name()).collect();
+        let mut names: Vec<_> = entries
+            .unwrap_or_default()
+            .iter()
+            .map(|entry| entry.file_name())
+            .collect();
         names.sort();
         names
     };
@@ -69,7 +77,10 @@ fn the_charts_crds_are_the_committed_ones() {
             std::fs::write(chart.join(name), &text).unwrap();
         }
         let copy = std::fs::read_to_string(chart.join(name)).unwrap_or_default();
-        assert!(copy == text, "{name:?} in the chart differs; UPDATE=1 cargo test -p infer-kube chart copies it");
+        assert!(
+            copy == text,
+            "{name:?} in the chart differs; UPDATE=1 cargo test -p infer-kube chart copies it"
+        );
     }
     assert_eq!(names(&chart), committed);
 }
