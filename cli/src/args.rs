@@ -21,15 +21,53 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Address of the decider
+    /// Address of the decider; https:// for one in a cluster
     #[arg(long, global = true, env = "INFERCTL_SERVER", default_value = DEFAULT_SERVER, value_name = "ADDRESS")]
     pub(crate) server: String,
+    /// Certificates (PEM) of the authority that signs the decider's; no other is trusted, so https needs it
+    #[arg(long, global = true, env = "INFERCTL_CA_FILE", value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// File with the token that says who asks; INFERCTL_TOKEN may hold the token itself
+    #[arg(long, global = true, env = "INFERCTL_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Name that the decider's certificate must hold, where it is reached under another, such as infer-decider
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) tls_server_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) kube: KubeArgs,
     /// Form of the output
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table, value_name = "FORM")]
     pub(crate) output: Format,
     /// How long to wait for the decider, such as 500ms, 10s or 2m
     #[arg(long, global = true, value_parser = duration, default_value = "10s", value_name = "DURATION")]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct KubeArgs {
+    /// Find the decider with kubectl: address, certificates and token from the cluster; as kubectl-infer this is the default
+    #[arg(long, global = true)]
+    pub(crate) kube: bool,
+    /// With --kube: the decider's namespace
+    #[arg(long, global = true, default_value = "infer-system", value_name = "NAMESPACE")]
+    pub(crate) namespace: String,
+    /// With --kube: context of the kubeconfig; by default its current one
+    #[arg(long, global = true, value_name = "CONTEXT")]
+    pub(crate) context: Option<String>,
+    /// With --kube: ask as this service account; by default as who the kubeconfig says, if that has a token
+    #[arg(long, global = true, value_name = "NAMESPACE/NAME", value_parser = service_account)]
+    pub(crate) service_account: Option<ServiceAccount>,
+    /// With --kube: the decider to ask; by default the one that decides
+    #[arg(long, global = true, value_name = "POD")]
+    pub(crate) decider: Option<String>,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServiceAccount {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,7 +116,8 @@ pub(crate) enum Command {
     /// Work with policy documents, without a decider
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Put the agent into the Pods of a manifest, without a decider, as its webhook would; the manifest goes to stdout
+    /// Put the agent into the Pods of a manifest, without a decider, as its webhook would; the manifest goes to stdout, and
+    /// with --ca-file or --kube the authority's certificates into it
     Inject(InjectArgs),
     /// Take out of a manifest what injection put there; the manifest goes to stdout
     Uninject {
@@ -91,6 +130,18 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+}
+
+impl Command {
+    /// Whether the answer is about everything that one decider has.
+    pub(crate) fn lists(&self) -> bool {
+        match self {
+            Command::Status | Command::Targets { name: None } | Command::Watch { target: None } => true,
+            Command::Explain { what } => what.is_none(),
+            Command::Decisions(args) => args.target.is_none(),
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -171,9 +222,6 @@ pub(crate) struct InjectArgs {
     /// The decider's gRPC endpoint as the Pods will see it; by default that of an installation under its usual name
     #[arg(long, value_name = "URL")]
     pub(crate) decider_url: Option<String>,
-    /// Certificates (PEM) of the authority that signs the decider's; an agent trusts no other, so https needs it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ca_file: Option<PathBuf>,
     /// The agent's image; by default the one of this version
     #[arg(long, value_name = "IMAGE")]
     pub(crate) agent_image: Option<String>,
@@ -209,6 +257,16 @@ fn duration(text: &str) -> Result<Duration, String> {
         Err("must be more than 0".to_owned())
     } else {
         Ok(duration)
+    }
+}
+
+fn service_account(text: &str) -> Result<ServiceAccount, String> {
+    match text.split('/').collect::<Vec<_>>().as_slice() {
+        [namespace, name] if !namespace.is_empty() && !name.is_empty() => Ok(ServiceAccount {
+            namespace: (*namespace).to_owned(),
+            name: (*name).to_owned(),
+        }),
+        _ => Err("write its namespace and its name: NAMESPACE/NAME".to_owned()),
     }
 }
 

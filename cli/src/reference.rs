@@ -27,7 +27,7 @@ programs and only gain fields.
 * What is absent is left out (in tables: `-`); lists are always there. Enumerations are lower-case words: `vllm`, `ttft`.
 * `decisions --follow` and `watch` write one JSON object per line, or one YAML document per object, of `Decision` and
   `Target`.
-* `policy check` answers `valid`, the names of `policies`, `bindings` and `fleets`, the `targets` with `name`, `binding`,
+* `policy check` answers `valid`, `cluster` (checked as an API server would: there are bindings and no LocalFleet), the names of `policies`, `bindings` and `fleets`, the `targets` with `name`, `binding`,
   `policy`, `mode`, `min` and `max`, and `mistakes` with `file`, `line`, `column`, `document`, `field`, `problem` and
   `allowed`.
 * `inject` and `uninject` answer with the manifest, in the form it was given in: documents without Pods byte for byte, the
@@ -35,6 +35,24 @@ programs and only gain fields.
 
 Exit codes: 0; 1 when the work failed (no decider, unknown target, refused); 2 for a mistake in the command line or in a
 document.
+
+## A decider in a cluster
+
+It speaks TLS and wants to know who asks. Three ways:
+
+* `inferctl --kube …` lets `kubectl` find everything: the authority's certificates (from the MutatingWebhookConfiguration
+  `infer-decider`), the decider that has the Lease, a port-forward to it, which ends with `inferctl`, and a token. The token is
+  that of the kubeconfig if it has one (token, token file or credential plugin), or with `--service-account NAMESPACE/NAME`
+  a new one of that service account, for ten minutes. The former is good for the API server too, and the decider gets to see it;
+  the latter is good for the decider alone. Each failure names the command that failed.
+* `kubectl infer …` is the same: put a link `kubectl-infer` to `inferctl` on the PATH. Flags stand after `infer`.
+* `inferctl --server https://infer-decider.infer-system.svc:9400 --ca-file ca.pem --token-file token …` where there is a way to
+  the Service. Through a port-forward of one's own, `--tls-server-name infer-decider` says which name the certificate has.
+
+Asking takes `get`, pausing, resuming and overriding `update` of `autoscalingpolicybindings.autoscaling.matrixinfer.ai` in the
+target's namespace, and in all namespaces for what names no target (`status`, `targets`, `decisions`, `watch`, and `explain` of a
+number that is no longer kept). Targets are named `namespace/binding`, and `namespace/binding/role`. A decider that does not
+decide on a target says which one does; `inferctl` goes on to that one, once.
 ";
 
 /// The whole reference, in Markdown.

@@ -17,14 +17,19 @@ pub(crate) async fn pause(client: &mut Client, printer: &Printer, args: PauseArg
         reason: args.reason,
     };
     let target = client
-        .call(|mut client| async move { client.pause(request).await })
+        .call(
+            request,
+            |mut client, request| async move { client.pause(request).await },
+        )
         .await?;
     answer(printer, target.into())
 }
 
 pub(crate) async fn resume(client: &mut Client, printer: &Printer, target: String) -> Result<(), Failure> {
     let target = client
-        .call(|mut client| async move { client.resume(ResumeRequest { target }).await })
+        .call(ResumeRequest { target }, |mut client, request| async move {
+            client.resume(request).await
+        })
         .await?;
     answer(printer, target.into())
 }
@@ -41,7 +46,9 @@ pub(crate) async fn override_replicas(
         reason: args.reason,
     };
     let target = client
-        .call(|mut client| async move { client.r#override(request).await })
+        .call(request, |mut client, request| async move {
+            client.r#override(request).await
+        })
         .await?;
     answer(printer, target.into())
 }

@@ -21,7 +21,10 @@ pub(crate) async fn run(client: &mut Client, printer: &Printer, what: Option<Str
     };
     let request = ExplainRequest { what: Some(what) };
     let explanation = client
-        .call(|mut client| async move { client.explain(request).await })
+        .call(
+            request,
+            |mut client, request| async move { client.explain(request).await },
+        )
         .await?;
     let view = ExplanationView::from(explanation);
     printer.answer(&view, || render::explanation(&view, now_unix_ms()))

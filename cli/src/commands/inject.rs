@@ -5,16 +5,13 @@ use std::io::Write;
 use infer_inject::{DocumentError, Options, Rewritten, inject_documents, uninject_documents};
 
 use crate::args::{InjectArgs, ManifestArgs};
+use crate::credentials::{Authority, WHERE_THE_CA_IS};
 use crate::failure::Failure;
 use crate::input;
 use crate::output::Printer;
 
-/// The decider writes its authority's certificates there, for the API server.
-const WHERE_THE_CA_IS: &str = "Its certificates are in the cluster: kubectl get mutatingwebhookconfiguration infer-decider \
-                               -o jsonpath='{.webhooks[0].clientConfig.caBundle}' | base64 -d >ca.pem";
-
-pub(crate) fn inject(args: &InjectArgs, printer: &Printer) -> Result<(), Failure> {
-    let options = options(args)?;
+pub(crate) fn inject(args: &InjectArgs, authority: Option<&Authority>, printer: &Printer) -> Result<(), Failure> {
+    let options = options(args, authority)?;
     let (name, text) = input::read(&args.manifest.file)?;
     answer(&name, inject_documents(&text, &options), printer)?;
     if options.ca_pem.is_none() && options.decider_url.starts_with("https://") {
@@ -32,7 +29,7 @@ pub(crate) fn uninject(args: &ManifestArgs, printer: &Printer) -> Result<(), Fai
     answer(&name, uninject_documents(&text), printer)
 }
 
-fn options(args: &InjectArgs) -> Result<Options, Failure> {
+fn options(args: &InjectArgs, authority: Option<&Authority>) -> Result<Options, Failure> {
     let mut options = Options {
         native_sidecar: !args.fallback,
         ..Options::default()
@@ -49,20 +46,15 @@ fn options(args: &InjectArgs) -> Result<Options, Failure> {
         }
         options.decider_url.clone_from(url);
     }
-    if let Some(file) = &args.ca_file {
-        let (name, pem) = input::read(file)?;
-        if !pem.contains("-----BEGIN CERTIFICATE-----") {
-            return Err(Failure::Usage(format!(
-                "--ca-file: there is no certificate (PEM) in {name}"
-            )));
-        }
+    if let Some(authority) = authority {
         // It becomes part of every Pod, for everybody to read.
-        if pem.contains("PRIVATE KEY-----") {
+        if authority.pem().contains("PRIVATE KEY-----") {
             return Err(Failure::Usage(format!(
-                "--ca-file: {name} holds a private key; give the certificates only"
+                "--ca-file: {} holds a private key; give the certificates only",
+                authority.source()
             )));
         }
-        options.ca_pem = Some(pem);
+        options.ca_pem = Some(authority.pem().to_owned());
     }
     if let Some(image) = &args.agent_image {
         if image.is_empty() || image.contains(char::is_whitespace) {

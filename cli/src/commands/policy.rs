@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use infer_api::{Documents, Errors, parse_sources};
+use infer_api::{Documents, Errors, Purpose, parse_sources_for};
 use serde::Serialize;
 
 use crate::args::{Format, PolicyCommand};
@@ -15,6 +15,8 @@ use crate::render;
 #[derive(Debug, Serialize)]
 pub(crate) struct CheckView {
     pub(crate) valid: bool,
+    /// Checked as an API server would, and not to run fleets on this machine.
+    pub(crate) cluster: bool,
     pub(crate) policies: Vec<String>,
     pub(crate) bindings: Vec<String>,
     pub(crate) fleets: Vec<String>,
@@ -54,7 +56,9 @@ pub(crate) fn run(command: &PolicyCommand, printer: &Printer) -> Result<(), Fail
     for file in files {
         texts.push(input::read(file)?);
     }
-    match parse_sources(texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))) {
+    let sources = || texts.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    let purpose = Purpose::guess(sources());
+    match parse_sources_for(purpose, sources()) {
         Ok(documents) if documents.is_empty() => {
             let names: Vec<&str> = texts.iter().map(|(name, _)| name.as_str()).collect();
             let kinds = infer_api::KINDS.join(", ");
@@ -64,23 +68,24 @@ pub(crate) fn run(command: &PolicyCommand, printer: &Printer) -> Result<(), Fail
             )))
         }
         Ok(documents) => {
-            let view = right(&documents);
+            let view = right(&documents, purpose);
             printer.answer(&view, || render::check(&view))
         }
         Err(errors) => {
             if printer.format() == Format::Table {
                 let _ = writeln!(anstream::stderr(), "{errors}");
             } else {
-                printer.answer(&wrong(&errors), String::new)?;
+                printer.answer(&wrong(&errors, purpose), String::new)?;
             }
             Err(Failure::Told)
         }
     }
 }
 
-fn right(documents: &Documents) -> CheckView {
+fn right(documents: &Documents, purpose: Purpose) -> CheckView {
     CheckView {
         valid: true,
+        cluster: purpose == Purpose::Cluster,
         policies: documents
             .policies
             .iter()
@@ -97,9 +102,8 @@ fn right(documents: &Documents) -> CheckView {
             .map(|fleet| fleet.metadata.name.clone())
             .collect(),
         targets: documents
-            .targets()
+            .bound_targets()
             .into_iter()
-            .map(|target| target.bound)
             .map(|target| CheckedTarget {
                 name: target.name.to_owned(),
                 binding: target.binding.metadata.name.clone(),
@@ -113,7 +117,7 @@ fn right(documents: &Documents) -> CheckView {
     }
 }
 
-fn wrong(errors: &Errors) -> CheckView {
+fn wrong(errors: &Errors, purpose: Purpose) -> CheckView {
     let mistakes = errors.mistakes().iter().cloned().map(|mistake| MistakeView {
         file: mistake.file,
         line: mistake.line,
@@ -125,6 +129,7 @@ fn wrong(errors: &Errors) -> CheckView {
     });
     CheckView {
         valid: false,
+        cluster: purpose == Purpose::Cluster,
         policies: Vec::new(),
         bindings: Vec::new(),
         fleets: Vec::new(),

@@ -28,7 +28,9 @@ pub(crate) async fn run(client: &mut Client, printer: &Printer, target: Option<S
         target: target.unwrap_or_default(),
     };
     let stream = client
-        .call(|mut client| async move { client.watch_targets(request).await })
+        .call(request, |mut client, request| async move {
+            client.watch_targets(request).await
+        })
         .await?;
     if printer.format() == Format::Table && std::io::stdout().is_terminal() {
         return draw(client, stream).await;

@@ -42,7 +42,7 @@ pub(crate) fn status(status: &StatusView, url: &str, now: i64) -> String {
 /// `targets`.
 pub(crate) fn targets(targets: &[TargetView], now: i64) -> String {
     if targets.is_empty() {
-        return "no targets: the decider's documents bind no policy to a fleet\n".to_owned();
+        return "no targets: nothing is bound to a policy, or another decider has it\n".to_owned();
     }
     let header = [
         "TARGET",
@@ -366,12 +366,12 @@ fn latencies(windows: &WindowsView) -> String {
 
 /// `policy check`, when everything is right.
 pub(crate) fn check(check: &CheckView) -> String {
-    let mut text = format!(
-        "valid: AutoscalingPolicy {}, AutoscalingPolicyBinding {}, LocalFleet {}\n",
-        list(&check.policies),
-        list(&check.bindings),
-        list(&check.fleets)
-    );
+    let (policies, bindings) = (list(&check.policies), list(&check.bindings));
+    let documents = format!("AutoscalingPolicy {policies}, AutoscalingPolicyBinding {bindings}");
+    let mut text = match check.cluster {
+        true => format!("valid for a cluster: {documents}\n"),
+        false => format!("valid: {documents}, LocalFleet {}\n", list(&check.fleets)),
+    };
     if !check.targets.is_empty() {
         let rows = check.targets.iter().map(|target| {
             [

@@ -66,7 +66,17 @@ pub(super) fn number(value: f64) -> String {
         1.0..10.0 => 2,
         _ => 3,
     };
-    let text = format!("{value:.decimals$}");
+    // The sum of no numbers is -0, and what is a little below 0 rounds to it.
+    let text = match format!("{value:.decimals$}") {
+        text if text
+            .trim_start_matches('-')
+            .bytes()
+            .all(|byte| matches!(byte, b'0' | b'.')) =>
+        {
+            "0".to_owned()
+        }
+        text => text,
+    };
     if text.contains('.') {
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     } else {
@@ -87,6 +97,8 @@ mod tests {
     fn numbers_are_as_long_as_they_say_something() {
         for (value, text) in [
             (0.0, "0"),
+            (-0.0, "0"),
+            (-0.0001, "0"),
             (4.0, "4"),
             (0.1234, "0.123"),
             (12.34, "12.3"),

@@ -508,7 +508,19 @@ fn a_decider_that_does_not_answer_is_given_up() {
 #[test]
 fn mistakes_in_the_command_line_are_told_with_exit_code_2() {
     for (args, part) in [
-        ("status --server https://127.0.0.1:1", "https is not spoken here"),
+        (
+            "status --server https://127.0.0.1:1",
+            "with --ca-file FILE or INFERCTL_CA_FILE",
+        ),
+        ("status --server ftp://127.0.0.1:1", "ftp is not spoken here"),
+        ("status --kube --server 127.0.0.1:1", "leave out --kube or --server"),
+        (
+            "status --decider infer-decider-0",
+            "--decider is of use with --kube only",
+        ),
+        ("status --kube --service-account me", "NAMESPACE/NAME"),
+        ("status --ca-file /nowhere.pem", "cannot read /nowhere.pem"),
+        ("status --token-file /dev/null", "there is no token in /dev/null"),
         ("status --server http://[::", "is not an address of a decider"),
         ("status --timeout 10", "a unit is missing; write 10s for seconds"),
         ("status --output xml", "[possible values: table, json, yaml]"),

@@ -1,6 +1,9 @@
 //! `inject` and `uninject`, which need no decider.
 
+use std::time::SystemTime;
+
 use infer_inject::{Options, inject};
+use infer_trust::Authority;
 use serde_json::Value;
 
 use crate::{Run, file, run, run_with};
@@ -16,12 +19,18 @@ spec:
   - name: engine
     image: vllm/vllm-openai
 ";
-const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+
+/// A certificate of an authority, PEM.
+fn certificate() -> String {
+    let authority = Authority::generate(SystemTime::now()).expect("an authority");
+    authority.bundle().to_owned()
+}
 
 #[test]
 fn a_pod_gets_what_the_webhook_would_give_it() {
     let directory = tempfile::tempdir().expect("a directory");
-    let ca = file(&directory, "ca.pem", CERTIFICATE);
+    let certificate = certificate();
+    let ca = file(&directory, "ca.pem", &certificate);
     let manifest = format!("{SERVICE}---\n{POD}");
     let out = run_with(&format!("inject -f - --ca-file {ca}"), &manifest).ok();
     let (service, pod) = out.split_once("---\n").expect("two documents");
@@ -29,7 +38,7 @@ fn a_pod_gets_what_the_webhook_would_give_it() {
     let pod: Value = serde_saphyr::from_str(pod).expect("YAML");
     let mut admitted: Value = serde_saphyr::from_str(POD).expect("YAML");
     let options = Options {
-        ca_pem: Some(CERTIFICATE.into()),
+        ca_pem: Some(certificate),
         ..Options::default()
     };
     inject(&mut admitted, &options).expect("as the webhook does");
@@ -54,9 +63,10 @@ impl Run {
 #[test]
 fn flags_say_what_is_injected() {
     let directory = tempfile::tempdir().expect("a directory");
+    let certificate = certificate();
     let (pod, ca) = (
         file(&directory, "pod.yaml", POD),
-        file(&directory, "ca.pem", CERTIFICATE),
+        file(&directory, "ca.pem", &certificate),
     );
     let flags = format!("-f {pod} --decider-url https://d:1 --ca-file {ca} --agent-image agent:7 --fallback");
     let out = run(&format!("inject {flags}")).ok();
@@ -64,7 +74,7 @@ fn flags_say_what_is_injected() {
     let mut expected: Value = serde_saphyr::from_str(POD).expect("YAML");
     let options = Options {
         decider_url: "https://d:1".into(),
-        ca_pem: Some(CERTIFICATE.into()),
+        ca_pem: Some(certificate),
         agent_image: "agent:7".into(),
         native_sidecar: false,
         ..Options::default()
@@ -123,12 +133,15 @@ fn mistakes_are_told_with_exit_code_2() {
         file(
             &directory,
             "key.pem",
-            &format!("{CERTIFICATE}-----BEGIN PRIVATE KEY-----\n"),
+            &format!(
+                "{}-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n",
+                certificate()
+            ),
         ),
     );
     for (flags, word) in [
         ("--decider-url d:1".to_owned(), "--decider-url: \"d:1\" is no address"),
-        (format!("--ca-file {pod}"), "no certificate"),
+        (format!("--ca-file {pod}"), "BEGIN CERTIFICATE----- are expected"),
         (format!("--ca-file {key}"), "private key"),
         ("--agent-image=".to_owned(), "--agent-image"),
     ] {

@@ -1,8 +1,10 @@
 //! Runs the real binary against a decider of canned answers.
 #![allow(clippy::expect_used)]
 
+mod cluster;
 mod commands;
 mod inject;
+mod kube;
 mod policy;
 mod reference;
 mod server;
@@ -47,6 +49,9 @@ fn inferctl(args: &str) -> Command {
     command
         .args(args.split_whitespace())
         .env_remove("INFERCTL_SERVER")
+        .env_remove("INFERCTL_CA_FILE")
+        .env_remove("INFERCTL_TOKEN")
+        .env_remove("INFERCTL_TOKEN_FILE")
         .stdin(Stdio::null());
     command
 }

@@ -97,3 +97,25 @@ fn files_that_are_not_there_or_not_documents() {
     assert!(messages.contains("not UTF-8 text, first in line 2"), "{messages}");
     assert!(run("policy check").failed(2).contains("<FILE>"));
 }
+
+/// As the API server would, once nothing in them is meant for this machine.
+#[test]
+fn documents_for_a_cluster_are_checked_as_such() {
+    let binding = REST.split("---").next().expect("a document");
+    let in_cluster = binding.replace(
+        "kind: LocalFleet, name: chat",
+        "apiVersion: apps/v1, kind: Deployment, name: chat",
+    );
+    assert_eq!(
+        run_with("policy check -", &format!("{POLICY}---\n{in_cluster}")).ok(),
+        "valid for a cluster: AutoscalingPolicy interactive, AutoscalingPolicyBinding chat\n\n\
+         TARGET  BINDING  POLICY       MODE      REPLICAS\n\
+         chat    chat     interactive  advisory  1 to 4\n"
+    );
+    let policy_in_cluster = run_with("policy check - -o json", &in_cluster).ok();
+    let json: Value = serde_json::from_str(&policy_in_cluster).expect("JSON");
+    assert_eq!((&json["valid"], &json["cluster"]), (&true.into(), &true.into()));
+    let no_version = in_cluster.replace("apiVersion: apps/v1, kind: Deployment", "kind: Deployment");
+    let message = run_with("policy check -", &no_version).failed(2);
+    assert!(message.contains("spec.scaling.targetRef"), "{message}");
+}

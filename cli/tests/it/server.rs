@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use infer_core::TimeMs;
 use infer_core::decision::{self, Control, DataState, Inputs, Measured, Memory, Record};
@@ -16,9 +17,11 @@ use infer_proto::v1::{
     Status as DeciderStatus, Step, Target, WatchDecisionsRequest, WatchTargetsRequest, Windows, engine,
     explain_request::What,
 };
+use infer_trust::{ALPN_GRPC, Authority, Certificates, server_config, tls_incoming};
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
 /// Five and a half hours before the tests run: far from where "5 h ago" changes.
@@ -28,6 +31,9 @@ pub(crate) fn some_time_ago() -> i64 {
         .expect("after 1970");
     now.as_millis() as i64 - 19_800_000
 }
+
+/// The token of who may ask [`Server::secure`]; "nobody" has one that is good and no rights.
+pub(crate) const TOKEN: &str = "good";
 
 /// A decider on a port of its own, for as long as this lives.
 pub(crate) struct Server {
@@ -39,19 +45,8 @@ pub(crate) struct Server {
 impl Server {
     /// A decider with these targets.
     pub(crate) fn start(targets: &[&str]) -> Self {
-        let canned = Arc::new(Canned {
-            targets: targets.iter().map(|name| target(name)).collect(),
-            asked: Mutex::default(),
-        });
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-            .expect("a free port");
-        let address = listener.local_addr().expect("an address");
+        let (runtime, listener, address) = listen();
+        let canned = Arc::new(Canned::new(targets, None));
         let service = DecisionsServer::from_arc(canned.clone());
         let incoming = TcpListenerStream::new(listener);
         runtime.spawn(
@@ -65,15 +60,72 @@ impl Server {
             _runtime: runtime,
         }
     }
+
+    /// A decider as in a cluster: TLS with a certificate of `authority` for `names`, and a token is asked for: [`TOKEN`], or any
+    /// that looks like one of Kubernetes. Of other targets it says that `elsewhere` decides on them.
+    pub(crate) fn secure(targets: &[&str], authority: &Authority, names: &[&str], elsewhere: Option<&str>) -> Self {
+        let (runtime, listener, address) = listen();
+        let canned = Arc::new(Canned::new(targets, elsewhere));
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let certificates = Certificates::issue(authority.clone(), names, SystemTime::now()).expect("a certificate");
+        let config = server_config(&certificates, ALPN_GRPC).expect("TLS");
+        let tokens = canned.clone();
+        let service = InterceptedService::new(DecisionsServer::from_arc(canned.clone()), move |request: Request<()>| {
+            let header = request.metadata().get("authorization").map(|value| value.to_str());
+            let token = header.and_then(|header| header.expect("ASCII").strip_prefix("Bearer "));
+            tokens.tokens.lock().expect("no panic").extend(token.map(str::to_owned));
+            match token {
+                None => Err(Status::unauthenticated("a token is missing")),
+                Some("nobody") => Err(Status::permission_denied("nobody may not get this")),
+                Some(token) if token == TOKEN || token.starts_with("ey") => Ok(request),
+                Some(_) => Err(Status::unauthenticated("the token was not accepted")),
+            }
+        });
+        runtime.spawn(async move {
+            let incoming = tls_incoming(listener, config, std::future::pending());
+            let server = tonic::transport::Server::builder().add_service(service);
+            server.serve_with_incoming(incoming).await
+        });
+        Server {
+            address,
+            canned,
+            _runtime: runtime,
+        }
+    }
+}
+
+fn listen() -> (Runtime, tokio::net::TcpListener, SocketAddr) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let listener = runtime
+        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+        .expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    (runtime, listener, address)
 }
 
 pub(crate) struct Canned {
     targets: Vec<Target>,
+    elsewhere: Option<String>,
     /// Every request that mattered, as Debug.
     pub(crate) asked: Mutex<Vec<String>>,
+    /// Of every request that had one.
+    pub(crate) tokens: Mutex<Vec<String>>,
 }
 
 impl Canned {
+    fn new(targets: &[&str], elsewhere: Option<&str>) -> Self {
+        Canned {
+            targets: targets.iter().map(|name| target(name)).collect(),
+            elsewhere: elsewhere.map(str::to_owned),
+            asked: Mutex::default(),
+            tokens: Mutex::default(),
+        }
+    }
+
     fn note(&self, request: &impl std::fmt::Debug) {
         self.asked.lock().expect("no panic").push(format!("{request:?}"));
     }
@@ -89,6 +141,10 @@ impl Canned {
             .find(|target| target.name == name)
             .cloned()
             .ok_or_else(|| {
+                if let Some(endpoint) = &self.elsewhere {
+                    let message = format!("target {name:?} is decided on by another decider: ask {endpoint}");
+                    return Status::failed_precondition(message);
+                }
                 let known: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
                 Status::not_found(format!("there is no target {name:?}; known: {}", known.join(", ")))
             })

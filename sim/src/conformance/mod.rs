@@ -4,6 +4,7 @@
 
 mod hpa;
 mod kpa;
+mod packing;
 mod windows;
 
 use std::path::Path;
@@ -90,6 +91,7 @@ fn replay(case: &Case) -> Option<Verdict> {
         "weighted_example" => typed(body, windows::weighted),
         "max_window" => typed(body, windows::max_window),
         "max_time_window" => typed(body, windows::max_time_window),
+        "greedy_doubling" => typed(body, packing::greedy_doubling),
         _ => return None,
     })
 }
