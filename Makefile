@@ -34,6 +34,19 @@ test: build control-plane ## Every test
 	@[ -d ../shared ] || echo 'skipped: no ../shared here: conformance vectors, captures of real engines and traces are not tested'
 	$(CARGO) test --workspace --no-fail-fast
 
+.PHONY: e2e-node
+e2e-node: ## Real Pods on a real node of this machine: the chart, agents, scaling, drains (needs root; 2 minutes when built)
+	tests/tests/node/run.sh
+
+# ring has C in it, which the C compiler of glibc compiles as well.
+.PHONY: images
+images: ## OCI images of decider and agent in dist/, without a container engine
+	rustup target add x86_64-unknown-linux-musl
+	CC_x86_64_unknown_linux_musl=gcc $(CARGO) build --release --target x86_64-unknown-linux-musl -p infer-agent -p infer-decider
+	for name in infer-agent infer-decider; do \
+	  $(CARGO) run --quiet -p infer-image -- --binary $(TARGET_DIR)/x86_64-unknown-linux-musl/release/$$name \
+	    --name matrixinfer/$$name:$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1) --out dist/$$name.tar || exit 1; done
+
 .PHONY: lint
 lint: ## Format, clippy, dependency rules
 	$(CARGO) fmt --all --check

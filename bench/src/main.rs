@@ -60,7 +60,7 @@ struct Run {
     /// Short runs that show that every bench works. Their figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Directory with infer-decider, infer-agent and infersim; default: this program's.
+    /// Directory with infer-decider, infer-agent, infersim and inferctl; default: this program's.
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
     /// Where results go.
@@ -88,12 +88,12 @@ const NAMES: [&str; 11] = [
 const ON_A_CONTROL_PLANE: [&str; 4] = ["webhook", "kube-jump", "kube-restart", "kube-scale"];
 
 /// How a bench ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// There are figures.
     Measured,
-    /// Something that it needs is not here; it has said what.
-    Skipped,
+    /// Something that it needs is not here.
+    Skipped(String),
 }
 
 /// What every bench is given.
@@ -191,7 +191,7 @@ fn run_benches(run: Run) -> anyhow::Result<ExitCode> {
         say(&format!("bench {name}: running"));
         let mut report = Report::begin(&name, &setting);
         match bench(&name, &setting, &mut report) {
-            Ok(Outcome::Skipped) => say(&format!("bench {name}: skipped, no result")),
+            Ok(Outcome::Skipped(why)) => say(&format!("bench {name}: skipped: {why}")),
             Ok(Outcome::Measured) => {
                 report.end();
                 report.write(&run.out)?;
@@ -214,7 +214,9 @@ fn run_alone(name: &str, setting: &Setting, out: &Path) -> anyhow::Result<bool> 
     if setting.quick {
         command.arg("--quick");
     }
-    Ok(Process::start(&format!("bench {name}"), &mut command)?.wait()?.success())
+    Ok(Process::start(&format!("bench {name}"), &mut command)?
+        .wait()?
+        .success())
 }
 
 fn bench(name: &str, setting: &Setting, report: &mut Report) -> anyhow::Result<Outcome> {

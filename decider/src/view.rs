@@ -62,7 +62,7 @@ pub fn status(shared: &Shared) -> v1::Status {
         samples_duplicate: load(&counters.samples_duplicate),
         samples_late: load(&counters.samples_late),
         samples_missing: load(&counters.samples_missing),
-        decisions: state.decisions.back().map_or(0, |decision| decision.id),
+        decisions: state.decisions.len() as u64,
         backend: shared.backend.to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 //! over TLS, and an engine of which only the queue exists.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
     sync::{
@@ -73,7 +73,8 @@ impl Source for Engine {
         self.body = format!(
             "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{labels} {running}\n\
              # TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{labels} {waiting}\n\
-             # TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{labels} 0.1\n"
+             # TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{labels} 0.1\n\
+             # TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 1.7e+09\n"
         )
         .into_bytes();
         Ok(&self.body)
@@ -133,17 +134,9 @@ impl Fleet {
         let shared = Arc::clone(&self.shared);
         let task = tokio::spawn(async move {
             loop {
-                // While the API server is away there are no new Pods.
-                for pod in shared.api.list(PODS).await.unwrap_or_default() {
-                    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-                    let known = shared.agents().contains_key(name);
-                    if known || !pod["status"]["podIP"].is_string() {
-                        continue;
-                    }
-                    // One that is gone in between is no loss.
-                    if let Ok(token) = shared.token(&pod).await {
-                        let _ = shared.add(&pod, token, 0);
-                    }
+                // While the API server is away no Pod comes and none goes.
+                if let Ok(pods) = shared.api.list(PODS).await {
+                    shared.follow(&pods).await;
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -174,6 +167,30 @@ impl Drop for Fleet {
 impl Shared {
     fn agents(&self) -> MutexGuard<'_, BTreeMap<String, One>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Agents come and go with their Pods.
+    async fn follow(&self, pods: &[Value]) {
+        let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let there: BTreeSet<String> = pods.iter().map(name).collect();
+        self.agents().retain(|pod, one| {
+            let stays = there.contains(pod);
+            if !stays {
+                one.task.abort();
+            }
+            stays
+        });
+        for pod in pods {
+            let known = self.agents().contains_key(&name(pod));
+            // An agent starts when its Pod is on its node, and never in one that is on its way out.
+            if known || !pod["status"]["podIP"].is_string() || pod["metadata"]["deletionTimestamp"].is_string() {
+                continue;
+            }
+            // One that is gone in between is no loss.
+            if let Ok(token) = self.token(pod).await {
+                let _ = self.add(pod, token, 0);
+            }
+        }
     }
 
     /// Writes the Pod's token to a file.

@@ -15,9 +15,6 @@ use crate::{
 /// Requests that appear at once: eight times what one replica should bear, on top of a full batch. As in `jump`.
 const RUNNING: u32 = 8;
 const WAITING: u32 = 64;
-/// A jump that has had no effect by then never will.
-const PATIENCE: Duration = Duration::from_secs(15);
-
 /// Measures.
 pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -29,8 +26,9 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<Outc
 
 async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outcome> {
     let jumps = setting.either(100, 4);
-    let Some(stage) = open(report).await? else {
-        return Ok(Outcome::Skipped);
+    let stage = match open(report).await? {
+        Ok(stage) => stage,
+        Err(skipped) => return Ok(skipped),
     };
     let names: Vec<String> = (0..jumps).map(|number| format!("jump-{number}")).collect();
     let workloads = names.iter().map(|name| deployment(name, 1, 0));
@@ -43,27 +41,33 @@ async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outco
     let agents = Fleet::start(&stage.api, trust, Settings::default(), pods, 0).await?;
     until_decided(&decider, Duration::from_secs(90), |now| now.with_data == jumps).await?;
     // Windows are full, and every status is written.
-    tokio::time::sleep(setting.either(Duration::from_secs(15), Duration::from_secs(8))).await;
+    tokio::time::sleep(setting.either(Duration::from_secs(15), Duration::from_secs(4))).await;
 
     let mark = stage.audit.mark()?;
     let mut began = Vec::new();
     for (number, name) in names.iter().enumerate() {
         // Anywhere within an agent's second and the decider's.
         tokio::time::sleep(Duration::from_micros(fastrand::u64(500_000..1_500_000))).await;
-        let queue = agents.queues(name).pop().with_context(|| format!("no agent of {name}"))?;
+        let queue = agents
+            .queues(name)
+            .pop()
+            .with_context(|| format!("no agent of {name}"))?;
         began.push((name, unix_ms(), std::sync::Arc::clone(&queue)));
         queue.set(RUNNING, WAITING);
         if (number + 1) % 20 == 0 {
             say(&format!("bench kube-jump: {} of {jumps}", number + 1));
         }
     }
-    tokio::time::sleep(PATIENCE).await;
+    // A jump that has had no effect by then never will.
+    tokio::time::sleep(setting.either(Duration::from_secs(15), Duration::from_secs(5))).await;
 
     let scales = stage.scales(mark)?;
     let (mut from_jump_s, mut from_sample_s, mut server_ms) = (Vec::new(), Vec::new(), Vec::new());
     let (mut early, mut without) = (0, 0);
     for (name, began_ms, queue) in &began {
-        let read_ms = queue.first_read_ms().with_context(|| format!("{name}: a jump nobody read"))?;
+        let read_ms = queue
+            .first_read_ms()
+            .with_context(|| format!("{name}: a jump nobody read"))?;
         let Some(first) = scales.get(*name).and_then(|scales| scales.first()) else {
             without += 1;
             continue;
@@ -78,9 +82,16 @@ async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outco
         "{early} targets were scaled before their jump, {without} never; the decider's log: {}",
         decider.log().display()
     );
-    let (jump, sample) = ("queue jump to PATCH accepted", "jump read by the agent to PATCH accepted");
+    let (jump, sample) = (
+        "queue jump to PATCH accepted",
+        "jump read by the agent to PATCH accepted",
+    );
     let note = "from the instant at which the engine's queue is longer; an agent's look at the queue comes after it";
-    report.figure(Figure::p99(jump, "s", &from_jump_s).promised(Target::AtMost(1.2)).note(note));
+    report.figure(
+        Figure::p99(jump, "s", &from_jump_s)
+            .promised(Target::AtMost(1.2))
+            .note(note),
+    );
     report.figure(Figure::median(jump, "s", &from_jump_s));
     let note = "from the look that sees it, with which the sample is sent";
     report.figure(

@@ -18,12 +18,12 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use infer_tests::harness::cluster::{
-    Abilities, Api, Audit, Cluster, KWOK_LABEL, KubernetesDecider, KubernetesOptions, Request,
+    Abilities, Api, Audit, Cluster, KWOK_LABEL, KubernetesDecider, KubernetesOptions, Request, Source,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::{process, report::Report, say};
+use crate::{Outcome, process, report::Report};
 
 /// Where everything of a bench is.
 pub(crate) const NAMESPACE: &str = "bench";
@@ -43,14 +43,21 @@ pub(crate) struct Stage {
     pub(crate) audit: Audit,
 }
 
-/// Starts a control plane with kwok. `None` when there is none to be had, which one line on stderr has said then.
-pub(crate) async fn open(report: &mut Report) -> anyhow::Result<Option<Stage>> {
+/// Starts a control plane with kwok, or says why there is none to be had.
+pub(crate) async fn open(report: &mut Report) -> anyhow::Result<Result<Stage, Outcome>> {
+    let skipped = |why: &str| Ok(Err(Outcome::Skipped(why.to_owned())));
+    match Source::choose() {
+        Source::None(why) => return skipped(&format!("no control plane: {why}")),
+        Source::Given(_) => {
+            return skipped("it breaks and floods its control plane, and would not do that to a given one");
+        }
+        Source::Programs(_) => {}
+    }
     let Some(cluster) = Cluster::start().await? else {
-        return Ok(None);
+        return skipped("no control plane");
     };
-    if cluster.directory().is_none() || cluster.abilities() < Abilities::Fleet {
-        say("skipped: a bench needs a control plane of its own, with controllers and kwok (tests/cluster/build.sh)");
-        return Ok(None);
+    if cluster.abilities() < Abilities::Fleet {
+        return skipped("this control plane has no controllers or no kwok (tests/cluster/build.sh)");
     }
     // Deciders hold on to it. A bench has a process to itself (`main.rs`), and the cluster ends with that.
     let cluster: &'static Cluster = Box::leak(Box::new(cluster));
@@ -78,7 +85,7 @@ pub(crate) async fn open(report: &mut Report) -> anyhow::Result<Option<Stage>> {
     });
     api.create(&rights).await?;
     let audit = cluster.audit()?;
-    Ok(Some(Stage { cluster, api, audit }))
+    Ok(Ok(Stage { cluster, api, audit }))
 }
 
 impl Stage {
@@ -93,7 +100,9 @@ impl Stage {
             arguments: Vec::new(),
         };
         let started = KubernetesDecider::start(self.cluster, options).await;
-        started.inspect_err(|_| self.cluster.keep_logs()).context("starting infer-decider")
+        started
+            .inspect_err(|_| self.cluster.keep_logs())
+            .context("starting infer-decider")
     }
 
     /// Creates objects, many at a time.
@@ -136,9 +145,8 @@ impl Stage {
 
     /// Accepted writes of replica counts since then, by target, oldest first. Nobody else scales here.
     pub(crate) fn scales(&self, mark: u64) -> anyhow::Result<BTreeMap<String, Vec<Scale>>> {
-        let wanted = |request: &Request| request.is_scale() && request.succeeded() && request.user == DECIDER;
         let mut scales = BTreeMap::<String, Vec<Scale>>::new();
-        for request in self.audit.since(mark, wanted)? {
+        for request in self.since(mark, |request| request.is_scale() && request.succeeded())? {
             let scale = Scale {
                 replicas: request.replicas.context("a scale write without a count")?,
                 received_ms: unix_ms_of(&request.received)?,
@@ -154,7 +162,18 @@ impl Stage {
 
     /// The decider's requests since then.
     pub(crate) fn requests(&self, mark: u64) -> anyhow::Result<Vec<Request>> {
-        Ok(self.audit.since(mark, |request| request.user == DECIDER)?)
+        self.since(mark, |_| true)
+    }
+
+    fn since(&self, mark: u64, wanted: impl Fn(&Request) -> bool) -> anyhow::Result<Vec<Request>> {
+        // Silence would look like a decider that asks for nothing.
+        ensure!(
+            self.audit.mark()? >= mark,
+            "the API server began a new audit log in the middle (--audit-log-maxsize)"
+        );
+        Ok(self
+            .audit
+            .since(mark, |request| request.user == DECIDER && wanted(request))?)
     }
 }
 
@@ -166,12 +185,12 @@ pub(crate) struct Scale {
     pub(crate) answered_ms: f64,
 }
 
-/// What a sequence of accepted writes on a target that had `before` replicas and only ever got more to do has of downs
-/// and of repetitions.
-pub(crate) fn faults(before: u64, scales: &[Scale]) -> (u64, u64) {
+/// What a sequence of accepted writes on a target that had `before` replicas and needs `needed` has of writes that take
+/// away what is needed, and of repetitions.
+pub(crate) fn faults(before: u64, needed: u64, scales: &[Scale]) -> (u64, u64) {
     let (mut downs, mut doubles, mut last) = (0, 0, before);
     for scale in scales {
-        downs += u64::from(scale.replicas < last);
+        downs += u64::from(scale.replicas < last && scale.replicas < needed);
         doubles += u64::from(scale.replicas == last);
         last = scale.replicas;
     }
@@ -284,29 +303,40 @@ pub(crate) fn decided(metrics: &str) -> Decided {
     }
 }
 
-/// Waits until a decider has decided as wanted.
+/// Waits until a decider has decided as wanted. The inner error is what it had decided instead when patience ended.
+pub(crate) async fn wait_decided(
+    decider: &KubernetesDecider,
+    patience: Duration,
+    wanted: impl Fn(Decided) -> bool,
+) -> Result<(), Decided> {
+    let began = Instant::now();
+    loop {
+        // One that has just been started does not answer yet.
+        let now = decided(&decider.metrics().await.unwrap_or_default());
+        if wanted(now) {
+            return Ok(());
+        }
+        if began.elapsed() > patience {
+            return Err(now);
+        }
+        // A thousand targets are 300 KB of metrics.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The same where nothing can be measured otherwise.
 pub(crate) async fn until_decided(
     decider: &KubernetesDecider,
     patience: Duration,
     wanted: impl Fn(Decided) -> bool,
 ) -> anyhow::Result<()> {
-    let began = Instant::now();
-    loop {
-        let now = decider.metrics().await.map(|metrics| decided(&metrics));
-        if let Ok(now) = now
-            && wanted(now)
-        {
-            return Ok(());
-        }
-        ensure!(
-            began.elapsed() < patience,
-            "after {} s the decider has decided on {now:?}; its log: {}",
-            patience.as_secs(),
-            decider.log().display()
-        );
-        // A thousand targets are 300 KB of metrics.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_decided(decider, patience, wanted).await.map_err(|now| {
+        let (after_s, log) = (patience.as_secs(), decider.log());
+        anyhow::anyhow!(
+            "after {after_s} s the decider has decided on {now:?}; its log: {}",
+            log.display()
+        )
+    })
 }
 
 /// Pid of the one decider that runs; the harness starts them as children of this process.
@@ -333,8 +363,8 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        assert_eq!(faults(2, &scales(&[4, 8, 10])), (0, 0));
-        assert_eq!(faults(2, &scales(&[2, 4, 4, 3])), (1, 2));
+        assert_eq!(faults(2, 9, &scales(&[4, 8, 13, 10])), (0, 0));
+        assert_eq!(faults(2, 9, &scales(&[2, 4, 4, 3, 10, 8])), (2, 2));
     }
 
     #[test]

@@ -39,8 +39,9 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<Outc
 
 async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outcome> {
     let period = setting.either(Duration::from_secs(30), Duration::from_secs(2));
-    let Some(stage) = open(report).await? else {
-        return Ok(Outcome::Skipped);
+    let stage = match open(report).await? {
+        Ok(stage) => stage,
+        Err(skipped) => return Ok(skipped),
     };
     let decider = stage.decider("webhook", true).await?;
     let ca_pem = decider.agents(&stage.api, Duration::from_secs(30)).await?.ca_pem;
@@ -111,10 +112,16 @@ async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outco
     report.figure(none("Pods without their agent", own.no + asked.no));
     report.figure(none("Pods refused", own.failed + asked.failed + unasked.failed));
     report.figure(
-        none("Pods refused with the decider killed", killed.failed)
-            .note(format!("{} Pods, {} of them with an agent", killed.ms.len(), killed.yes)),
+        none("Pods refused with the decider killed", killed.failed).note(format!(
+            "{} Pods, {} of them with an agent",
+            killed.ms.len(),
+            killed.yes
+        )),
     );
-    if let Some(error) = [own, asked, unasked, killed].into_iter().find_map(|outcomes| outcomes.error) {
+    if let Some(error) = [own, asked, unasked, killed]
+        .into_iter()
+        .find_map(|outcomes| outcomes.error)
+    {
         report.note(format!("the first refusal: {error}"));
     }
     report.note(format!(
@@ -263,7 +270,9 @@ impl Outcomes {
             yes: count(|one| matches!(one, Ok(true))),
             no: count(|one| matches!(one, Ok(false))),
             failed: count(Result::is_err),
-            error: outcomes.iter().find_map(|(_, one)| Some(one.as_ref().err()?.to_string())),
+            error: outcomes
+                .iter()
+                .find_map(|(_, one)| Some(one.as_ref().err()?.to_string())),
             ms: outcomes.iter().map(|(ms, _)| *ms).collect(),
         }
     }

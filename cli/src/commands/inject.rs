@@ -35,9 +35,8 @@ fn options(args: &InjectArgs, authority: Option<&Authority>) -> Result<Options, 
         ..Options::default()
     };
     if let Some(url) = &args.decider_url {
-        let is_url = ["http://", "https://"]
-            .iter()
-            .any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+        // An agent has a token to show, and shows it over TLS only.
+        let is_url = url.strip_prefix("https://").is_some_and(|rest| !rest.is_empty());
         if !is_url || url.contains(char::is_whitespace) {
             let usual = options.decider_url;
             return Err(Failure::Usage(format!(

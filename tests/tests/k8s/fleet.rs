@@ -1,6 +1,6 @@
 //! A fleet under a decider: a Deployment whose Pods have engines and agents, a binding, and what becomes of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use infer_tests::harness::{
     cluster::{
@@ -55,7 +55,7 @@ pub(crate) struct Fleet {
     pub(crate) front: Front,
     pub(crate) decider: KubernetesDecider,
     pub(crate) loads: Loads,
-    pub(crate) runner: Runner,
+    pub(crate) runner: Arc<Runner>,
     pub(crate) audit: Audit,
     /// The decider, as the audit log has it.
     pub(crate) user: String,
@@ -132,7 +132,7 @@ impl Fleet {
         let front = Front::listen().await.unwrap();
         front.add(decider.grpc());
         let agents = Agents {
-            decider: front.url(),
+            decider: format!("https://{}", front.address()),
             ..decider.agents(&scene.api, SOON).await.unwrap()
         };
         let loads = match &options.engines {
@@ -154,7 +154,7 @@ impl Fleet {
             front,
             decider,
             loads,
-            runner,
+            runner: Arc::new(runner),
             audit,
             mark: 0,
         };

@@ -1,5 +1,7 @@
 //! What all the others rely on: that the cluster is a real one and does what the harness says of it.
 
+use std::time::Duration;
+
 use infer_tests::harness::{
     cluster::{Abilities, Agents, Api, Condition, Engines, Load, Loads, RUN_LABEL, Runner},
     until,
@@ -132,6 +134,11 @@ async fn pods_with_processes_follow_their_agents() {
         .wait_for(&path, SOON, "a Pod that is held back", leaving)
         .await
         .unwrap();
+    // Longer than a process has from SIGTERM to SIGKILL.
+    for _ in 0..24 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(scene.api.get(&path).await.is_ok() && runner.agent(victim).is_some_and(|agent| agent.is_alive()));
+    }
     loads.set_total(Load::default());
     scene.api.wait_gone(&path, SOON).await.unwrap();
     scene.settled("web", 2).await;

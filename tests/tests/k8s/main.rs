@@ -10,6 +10,8 @@
     reason = "a test that cannot go on fails and says so"
 )]
 
+mod deploy;
+mod drains;
 mod failures;
 mod fleet;
 mod harness;

@@ -1,9 +1,14 @@
 //! One owner per target: whoever came first keeps it, the other one is told whose it is.
 
-use infer_tests::harness::cluster::Load;
-use serde_json::json;
+use std::{fs, time::Duration};
 
-use crate::fleet::{BINDINGS, CHAT, Fleet, Options, PER_REPLICA, binding, running, steps};
+use infer_tests::harness::cluster::{Abilities, Condition, Load, documents};
+use serde_json::{Value, json};
+
+use crate::{
+    fleet::{BINDINGS, CHAT, Fleet, Options, PER_REPLICA, binding, new_decider, running, steps},
+    support::{SOON, Scene, checkout, deployment, yaml_files},
+};
 
 /// Five replicas' worth.
 const MUCH: Load = Load {
@@ -77,4 +82,58 @@ async fn an_older_hpa_keeps_its_target() {
     fleet.scene.api.delete(&hpa).await.unwrap();
     fleet.condition("late", "Conflict", "False").await;
     fleet.wants("five replicas", |replicas| replicas == 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_other_autoscaler_keeps_what_it_has() {
+    let Some(scene) = Scene::open("others", Abilities::Fleet).await else {
+        return;
+    };
+    let api = &scene.api;
+    // Of each file: the kind, where it is not Kubernetes' own, and one object of it.
+    let mut others = Vec::new();
+    for file in yaml_files(&checkout("tests/data/autoscalers")) {
+        for document in documents(&fs::read_to_string(&file).unwrap()).unwrap() {
+            if document["kind"] == "CustomResourceDefinition" {
+                api.apply_object(&document).await.unwrap();
+                api.wait_established(document["metadata"]["name"].as_str().unwrap(), SOON)
+                    .await
+                    .unwrap();
+            } else {
+                others.push(document);
+            }
+        }
+    }
+    assert_eq!(others.len(), 4);
+    let decider = new_decider(&scene, "first", false).await;
+    decider.launch().unwrap();
+    decider.wait_ready().await.unwrap();
+    scene.apply(deployment(CHAT, 1, &json!({}), &json!({}))).await;
+    let path = scene.path(BINDINGS, "autoscalingpolicybindings/late");
+    let conflict = |binding: &Value| Condition::of(binding, "Conflict");
+    for other in others {
+        let (kind, name) = (
+            other["kind"].as_str().unwrap(),
+            other["metadata"]["name"].as_str().unwrap(),
+        );
+        let there = scene.apply(other.clone()).await;
+        // Who came first is told by creation times, which are whole seconds.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        scene.apply(binding("late", CHAT, &Options::default())).await;
+        let refused = api
+            .wait_for(&path, SOON, &format!("a conflict with {kind} {name}"), |binding| {
+                conflict(binding).is_some_and(|condition| condition.status == "True")
+            })
+            .await
+            .unwrap();
+        let message = conflict(&refused).unwrap().message;
+        assert!(message.contains(kind) && message.contains(name), "{message}");
+        api.delete(&api.path(&there).await.unwrap()).await.unwrap();
+        api.wait_for(&path, SOON, "no conflict", |binding| {
+            conflict(binding).is_some_and(|condition| condition.status == "False")
+        })
+        .await
+        .unwrap();
+        api.delete(&path).await.unwrap();
+    }
 }

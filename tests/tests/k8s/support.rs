@@ -183,7 +183,8 @@ pub(crate) fn decider_of(namespace: &str) -> String {
     format!("system:serviceaccount:{namespace}:infer-decider")
 }
 
-/// Installs what a decider of one namespace needs: kinds, and the rights that infer-kube says it needs, and no others.
+/// Installs what a decider of one namespace needs: kinds, the objects that it fills, and the rights that infer-kube says it
+/// needs, and no others.
 pub(crate) async fn install_decider(scene: &Scene) {
     const NAME: &str = "infer-test-decider";
     install_kinds(&scene.api).await;
@@ -205,7 +206,11 @@ pub(crate) async fn install_decider(scene: &Scene) {
             "subjects": [{"apiGroup": api_group, "kind": "User", "name": decider_of(namespace)}],
         })
     };
+    // The manifests bring these, empty: the decider may fill them and may not create any.
+    let empty = |api_version: &str, kind: &str, name: &str| json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}});
     for object in [
+        empty("v1", "Secret", infer_kube::ca::SECRET),
+        empty("coordination.k8s.io/v1", "Lease", "infer-decider-shard-0"),
         role("ClusterRole", &cluster),
         role("Role", &own),
         binding("ClusterRoleBinding", &format!("{NAME}-{namespace}"), "ClusterRole"),

@@ -178,27 +178,29 @@ async fn settled(scene: &Scene, what: &str, wanted: impl Fn(u64) -> bool) -> u64
     object["spec"]["replicas"].as_u64().unwrap()
 }
 
-/// Workload and Service in a labelled namespace, and a binding; returns the address of the Service.
-async fn deploy(scene: &Scene) -> String {
+/// A Service for the engines; returns its URL.
+async fn serve(scene: &Scene) -> String {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": CHAT},
+        "spec": {"selector": {"app": CHAT}, "ports": [{"name": "http", "port": 80, "targetPort": ENGINE_PORT}]},
+    });
+    let service = scene.apply(service).await;
+    format!("http://{}:80", service["spec"]["clusterIP"].as_str().unwrap())
+}
+
+/// The namespace labelled, a workload in it, and its binding.
+async fn deploy(scene: &Scene) {
     let label = json!({"metadata": {"labels": {INJECT: "enabled"}}});
     let path = format!("/api/v1/namespaces/{}", scene.namespace);
     scene.api.patch(&path, &label).await.unwrap();
-    scene
-        .apply(json!({
-            "apiVersion": "apps/v1", "kind": "Deployment",
-            "metadata": {"name": CHAT},
-            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": CHAT}}, "template": engine(CHAT)},
-        }))
-        .await;
-    let service = scene
-        .apply(json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": CHAT},
-            "spec": {"selector": {"app": CHAT}, "ports": [{"name": "http", "port": 80, "targetPort": ENGINE_PORT}]},
-        }))
-        .await;
+    let workload = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": CHAT},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": CHAT}}, "template": engine(CHAT)},
+    });
+    scene.apply(workload).await;
     scene.apply(binding()).await;
-    format!("http://{}:80", service["spec"]["clusterIP"].as_str().unwrap())
 }
 
 /// Waits until the API server gives Pods their agents: the webhook answers and the API server trusts it.
@@ -245,6 +247,7 @@ async fn load_comes_and_goes_and_nothing_is_left_behind() {
         .wait_for(&account, SOON, "a namespace", |_| true)
         .await
         .unwrap();
+    let url = serve(&scene).await;
     let before = Inventory::take(&scene.api).await.unwrap();
     let helm = Helm::new(scene.cluster).unwrap();
     let audit = scene.cluster.audit().unwrap();
@@ -261,7 +264,7 @@ async fn load_comes_and_goes_and_nothing_is_left_behind() {
     webhook_works(&scene).await;
     stages.say("Pods get agents");
 
-    let url = deploy(&scene).await;
+    deploy(&scene).await;
     let mark = audit.mark().unwrap();
     let watch = Watch::start(scene.api.clone(), scene.namespace.clone());
     let path = scene.path(BINDINGS, &format!("autoscalingpolicybindings/{CHAT}"));
@@ -331,6 +334,7 @@ async fn load_comes_and_goes_and_nothing_is_left_behind() {
         .unwrap();
     assert!(scaled.iter().all(|request| request.user == DECIDER), "{scaled:?}");
     assert!(!scaled.is_empty());
+    all_is_well(&scene).await;
     let asked = deployment_replicas(&scene).await;
     stages.say(&format!("helm uninstall with {asked} replicas under load"));
     helm.uninstall(RELEASE, SYSTEM).await.unwrap();
@@ -365,6 +369,31 @@ async fn load_comes_and_goes_and_nothing_is_left_behind() {
     scene.api.delete(&path).await.unwrap();
     drop(watch);
     scene.close().await;
+}
+
+/// No container has started twice, no decider has logged an error, and it had every right that it wanted.
+async fn all_is_well(scene: &Scene) {
+    let mut pods = scene.pods().await;
+    let deciders = format!("/api/v1/namespaces/{SYSTEM}/pods");
+    pods.extend(scene.api.list(&deciders).await.unwrap());
+    for pod in &pods {
+        for list in ["containerStatuses", "initContainerStatuses"] {
+            for container in pod["status"][list].as_array().into_iter().flatten() {
+                assert_eq!(container["restartCount"], 0, "{}: {container}", pod["metadata"]["name"]);
+            }
+        }
+    }
+    for name in pods.iter().filter(|pod| pod["metadata"]["namespace"] == SYSTEM) {
+        let name = name["metadata"]["name"].as_str().unwrap_or_default();
+        let log = scene.api.text(&format!("{deciders}/{name}/log")).await.unwrap();
+        let errors: Vec<_> = log.lines().filter(|line| line.contains(r#""level":"ERROR""#)).collect();
+        assert!(errors.is_empty(), "{name}: {errors:?}");
+    }
+    let audit = scene.cluster.audit().unwrap();
+    let refused = audit
+        .since(0, |request| request.user == DECIDER && request.code == 403)
+        .unwrap();
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 /// What is asked for now.

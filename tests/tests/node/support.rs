@@ -4,7 +4,8 @@ use std::{sync::LazyLock, time::Duration};
 
 use infer_tests::harness::{
     cluster::{Api, Cluster, Condition, skip},
-    node::{ENGINE_IMAGE, build_images, install_packages},
+    node::{ENGINE_IMAGE, Stages, build_images, prepare},
+    until,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -36,13 +37,16 @@ pub(crate) struct Scene {
 }
 
 async fn start() -> Option<Cluster> {
-    if let Err(missing) = install_packages() {
+    let stages = Stages::begin();
+    if let Err(missing) = prepare() {
         skip(&format!("no real node: {missing}"));
         return None;
     }
-    let images = tempfile::tempdir().unwrap();
-    build_images(images.path()).unwrap();
-    Cluster::start_with_node(images.path()).await.unwrap()
+    let images = build_images().unwrap();
+    stages.say("images are made");
+    let cluster = Cluster::start_with_node(&images).await.unwrap()?;
+    stages.say("a control plane and a node are ready");
+    Some(cluster)
 }
 
 impl Scene {
@@ -92,7 +96,15 @@ impl Scene {
     pub(crate) async fn close(self) {
         let path = format!("/api/v1/namespaces/{}", self.namespace);
         self.api.delete(&path).await.unwrap();
-        self.api.wait_gone(&path, SOON).await.unwrap();
+        // The namespace itself stays for half a grace period longer.
+        let gone = || async {
+            let pods = self.api.list(&self.path("/api/v1", "pods")).await;
+            match pods.map_err(|error| error.to_string())?.len() {
+                0 => Ok(()),
+                pods => Err(format!("{pods} Pods")),
+            }
+        };
+        until(SOON, "the Pods' end", gone).await.unwrap();
     }
 }
 

@@ -1,4 +1,4 @@
-//! A Service without a kube-proxy: one address before several deciders.
+//! A Service without a kube-proxy: one address before several servers.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::Error;
 
-/// Hands every connection to the next decider that takes it. Connections that are open stay where they are, also when the
+/// Hands every connection to the next server that takes it. Connections that are open stay where they are, also when the
 /// front is dropped.
 #[derive(Debug)]
 pub struct Front {
@@ -62,14 +62,19 @@ impl Front {
         })
     }
 
-    /// One more decider behind it.
+    /// These and no others are behind it.
+    pub fn set(&self, addresses: Vec<SocketAddr>) {
+        *self.behind.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// One more behind it.
     pub fn add(&self, address: SocketAddr) {
         self.behind.lock().unwrap_or_else(PoisonError::into_inner).push(address);
     }
 
-    /// What agents are told.
-    pub fn url(&self) -> String {
-        format!("https://{}", self.address)
+    /// Its own address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

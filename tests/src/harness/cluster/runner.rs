@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     path::PathBuf,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
@@ -80,6 +81,7 @@ struct Running {
     /// Of the engine.
     url: String,
     agent: Child,
+    ready: bool,
 }
 
 impl Runner {
@@ -114,6 +116,15 @@ impl Runner {
     pub fn engines(&self) -> BTreeMap<String, String> {
         let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.iter().map(|(pod, of)| (pod.clone(), of.url.clone())).collect()
+    }
+
+    /// Where the engines of ready Pods are: the endpoints that a Service would have.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = running.values().filter(|of| of.ready);
+        ready
+            .filter_map(|of| of.url.strip_prefix("http://")?.parse().ok())
+            .collect()
     }
 
     /// The agent of a Pod, to be killed or stopped by a test.
@@ -186,12 +197,15 @@ impl Shared {
         let of = Running {
             url: url.clone(),
             agent: agent.clone(),
+            ready: false,
         };
         self.running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name.to_owned(), of);
         let stop = self.follow(&path, pod, &url, &http).await;
+        // A Pod that is leaving is no endpoint any more, whatever its probes say.
+        self.set_ready(pod, false);
         if let Some(grace) = stop {
             self.terminate(grace, &http, [Some(agent), engine].into_iter().flatten())
                 .await?;
@@ -225,6 +239,7 @@ impl Shared {
             }
             let (engine, agent) = (format!("{url}/health"), format!("http://{http}/readyz"));
             let ready = answers(&engine).await && answers(&agent).await;
+            self.set_ready(pod, ready);
             if said != Some(ready) {
                 let status = status(pod, ready);
                 if self.api.patch(&format!("{path}/status"), &status).await.is_ok() {
@@ -232,6 +247,14 @@ impl Shared {
                 }
             }
             sleep(LOOK).await;
+        }
+    }
+
+    fn set_ready(&self, pod: &Value, ready: bool) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        if let Some(of) = running.get_mut(name) {
+            of.ready = ready;
         }
     }
 

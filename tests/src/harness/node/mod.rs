@@ -1,10 +1,10 @@
-//! What a real node needs beside the cluster: programs from the distribution, images of the project's own programs,
+//! What a real node needs beside the cluster: a machine that can be one, images of the project's own programs,
 //! helm, and load from outside.
 
 mod helm;
 mod images;
 mod inventory;
-mod packages;
+mod requirements;
 mod traffic;
 
 use std::time::Instant;
@@ -12,7 +12,7 @@ use std::time::Instant;
 pub use helm::Helm;
 pub use images::{AGENT_IMAGE, DECIDER_IMAGE, ENGINE_IMAGE, build as build_images};
 pub use inventory::Inventory;
-pub use packages::install as install_packages;
+pub use requirements::prepare;
 pub use traffic::{Traffic, failed};
 
 /// Says when what happened, to the person who waits for it.
