@@ -51,7 +51,7 @@ images: ## OCI images of decider and agent in dist/, without a container engine
 lint: ## Format, clippy, dependency rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; \
+	@if command -v cargo-deny >/dev/null; then $(CARGO) fetch --quiet --locked && $(CARGO) deny --offline check bans licenses sources; \
 	else echo 'skipped: cargo-deny is not installed (cargo install cargo-deny); deny.toml was not checked'; fi
 
 .PHONY: bench

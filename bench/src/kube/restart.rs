@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use infer_agent::Settings;
 use infer_tests::harness::cluster::KubernetesDecider;
 
@@ -45,6 +45,8 @@ struct Answer {
     first_s: f64,
     /// To the first accepted write of as many as the burst needs.
     right_s: f64,
+    /// What was written instead, where patience has ended.
+    instead: Option<String>,
 }
 
 async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outcome> {
@@ -90,6 +92,14 @@ async fn measure(setting: &Setting, report: &mut Report) -> anyhow::Result<Outco
     // What is wrong may come late, when windows have filled.
     tokio::time::sleep(settle).await;
 
+    for instead in answers
+        .iter()
+        .chain([&outage])
+        .filter_map(|answer| answer.instead.as_ref())
+    {
+        stage.cluster.keep_logs();
+        report.note(instead);
+    }
     let (mut downs, mut doubles, mut above, mut writes) = (0, 0, 0, 0);
     for (name, scales) in stage.scales(mark)? {
         let (down, double) = faults(REPLICAS as u64, RIGHT, &scales);
@@ -228,13 +238,22 @@ async fn answered(stage: &Stage, mark: u64, name: &str, since_ms: f64) -> anyhow
             return Ok(Answer {
                 first_s: since(first.answered_ms),
                 right_s: since(right.answered_ms),
+                instead: None,
             });
         }
         if (unix_ms() - since_ms) / 1e3 > PATIENCE.as_secs_f64() {
-            bail!(
-                "no {RIGHT} replicas for {name} after {} s: {scales:?}",
-                PATIENCE.as_secs()
-            );
+            let counts: Vec<u64> = scales.iter().map(|scale| scale.replicas).collect();
+            return Ok(Answer {
+                first_s: after
+                    .clone()
+                    .next()
+                    .map_or(PATIENCE.as_secs_f64(), |first| since(first.answered_ms)),
+                right_s: PATIENCE.as_secs_f64(),
+                instead: Some(format!(
+                    "{name}: not {RIGHT} replicas in {} s, written {counts:?}",
+                    PATIENCE.as_secs()
+                )),
+            });
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -256,5 +275,6 @@ async fn outage(stage: &Stage, agents: &Fleet, away: Duration) -> anyhow::Result
     Ok(Answer {
         first_s: (answer.first_s - took_s).max(0.0),
         right_s: (answer.right_s - took_s).max(0.0),
+        instead: answer.instead,
     })
 }

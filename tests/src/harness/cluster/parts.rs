@@ -179,6 +179,8 @@ current-context: test
             "--audit-policy-file=audit-policy.yaml",
             // A test reads an entry as soon as it has its answer.
             "--audit-log-mode=blocking-strict",
+            // In one file, so that nothing that was counted on is rotated away; in MB.
+            "--audit-log-maxsize=4096",
         ];
         arguments.extend(fixed.map(str::to_owned));
         arguments
