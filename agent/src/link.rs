@@ -29,8 +29,6 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages between the buffer and the transport. Enough to keep the transport busy in a replay; everything more waits
 /// in the replay buffer, which is bounded by itself and can drop what grows too old.
 const OUTGOING_MESSAGES: usize = 8;
-/// Failed attempts in a row at a place the agent was redirected to before it asks at the configured one again.
-const REDIRECT_ATTEMPTS: u32 = 3;
 /// More redirects than this without one acknowledgement: two deciders point at each other.
 const REDIRECTS_IN_A_ROW: u32 = 4;
 /// After everything is acknowledged, how long the decider gets to close the stream by itself.
@@ -45,7 +43,6 @@ pub(crate) struct Link<'a> {
     configured: String,
     credentials: Credentials,
     redirected: Option<String>,
-    redirect_failures: u32,
     /// Without an acknowledgement between them.
     redirects_in_a_row: u32,
     pod: PodIdentity,
@@ -81,7 +78,6 @@ impl<'a> Link<'a> {
             configured: options.decider.clone(),
             credentials: options.credentials.clone(),
             redirected: None,
-            redirect_failures: 0,
             redirects_in_a_row: 0,
             pod: options.pod.clone(),
             boot,
@@ -124,12 +120,12 @@ impl<'a> Link<'a> {
                 End::Drained => return true,
                 End::Lost(reason) => {
                     self.say(&endpoint, "decider not reached", reason);
-                    self.forget_redirect_after_failures();
+                    self.forget_redirect();
                     self.backoff.next()
                 }
                 End::Refused(reason) => {
                     self.say(&endpoint, "the decider refused this agent", reason);
-                    self.forget_redirect_after_failures();
+                    self.forget_redirect();
                     self.backoff.longest()
                 }
                 End::Unauthenticated(reason) => {
@@ -138,13 +134,12 @@ impl<'a> Link<'a> {
                         None => "the decider wants a token, and this agent has none: give --token-file",
                     };
                     self.say(&endpoint, what, reason);
-                    self.forget_redirect_after_failures();
+                    self.forget_redirect();
                     self.backoff.unauthenticated()
                 }
                 End::Redirected { endpoint: to, reason } => {
                     tracing::info!(from = %endpoint, %to, %reason, "redirected to another decider");
                     self.redirected = Some(to);
-                    self.redirect_failures = 0;
                     self.redirects_in_a_row += 1;
                     if self.redirects_in_a_row > REDIRECTS_IN_A_ROW {
                         self.backoff.longest()
@@ -178,13 +173,11 @@ impl<'a> Link<'a> {
         state.troubles[trouble as usize] += 1;
     }
 
-    fn forget_redirect_after_failures(&mut self) {
-        if self.redirected.is_some() {
-            self.redirect_failures += 1;
-            if self.redirect_failures >= REDIRECT_ATTEMPTS {
-                tracing::info!(endpoint = %self.configured, "back to the configured decider");
-                self.redirected = None;
-            }
+    /// Who sent the agent to a decider that has died since knows better soon; and a place where nobody is points nowhere.
+    fn forget_redirect(&mut self) {
+        if self.redirected.take().is_some() {
+            self.redirects_in_a_row = 0;
+            tracing::info!(endpoint = %self.configured, "back to the configured decider");
         }
     }
 
@@ -230,7 +223,6 @@ impl<'a> Link<'a> {
             replay.resume(welcome.resume_after);
             (replay.acked(), replay.len(), replay.lost())
         };
-        self.redirect_failures = 0;
         self.problem = None;
         self.backoff.reset();
         tracing::info!(%endpoint, decider = %welcome.decider_id, resume_after = welcome.resume_after, held, "connected");
